@@ -1,0 +1,67 @@
+"""Old pickled checkpoints → safetensors, one shard at a time."""
+
+import json
+import logging
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from dbgpt_guanaco.errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+INDEX = "model.safetensors.index.json"
+
+
+def convert_pickled_weights(folder: Path) -> list[Path]:
+    """Write a safetensors file beside each ``pytorch_model*.bin`` of a folder.
+
+    Peak memory is one shard. The index, without which several files are no model, comes last;
+    a single file is renamed into place when it is whole.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ModelLoadError: There are no such files, or one holds more than weights.
+    """
+    sources = sorted(folder.glob("pytorch_model*.bin"))
+    if not sources:
+        raise ModelLoadError(f"{folder} holds no pytorch_model*.bin")
+    weight_map: dict[str, str] = {}
+    written, total_bytes = [], 0
+    for number, source in enumerate(sources, start=1):
+        target = folder / _target_name(number, len(sources))
+        tensors = _read(source)
+        total_bytes += sum(t.numel() * t.element_size() for t in tensors.values())
+        partial = target.with_suffix(".partial")
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(target)
+        weight_map |= dict.fromkeys(tensors, target.name)
+        written.append(target)
+        logger.info("%s → %s: %d tensors", source.name, target.name, len(tensors))
+    if len(written) > 1:
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        partial = (folder / INDEX).with_suffix(".partial")
+        partial.write_text(json.dumps(index, indent=2))
+        partial.replace(folder / INDEX)
+    return written
+
+
+def _target_name(number: int, count: int) -> str:
+    return f"model-{number:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors"
+
+
+def _read(source: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ModelLoadError(f"{source} is damaged, or holds more than weights: {error}") from None
+    # Cloned: safetensors refuses tensors that share memory, and rotary tables are computed.
+    return {
+        name: tensor.clone().contiguous()
+        for name, tensor in state.items()
+        if not name.endswith("rotary_emb.inv_freq")
+    }

@@ -1,0 +1,290 @@
+"""Folders → a model ready to generate. What was asked for is loaded, or an error says why not."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from dbgpt_guanaco.adapters.base import BaseLLMAdapter
+from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
+from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
+from dbgpt_guanaco.adapters.registry import AdapterRegistry
+from dbgpt_guanaco.adapters.resolve import ModelSource
+from dbgpt_guanaco.adapters.template import OwnTemplate, PromptTemplate
+from dbgpt_guanaco.errors import ConfigurationError, ModelLoadError, UnknownModelError
+from dbgpt_guanaco.settings import ModelSettings, Quantization, memory_bytes
+from dbgpt_guanaco.types import ModelCard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory, with all that an engine must know of it.
+
+    Attributes:
+        card: What clients and the log are told.
+        model: A transformers causal LM, or a PeftModel around one; in eval mode.
+        tokenizer: Its tokenizer.
+        template: How conversations are written for it.
+        bos_token_id: Id that every prompt begins with, where the family states it.
+        stop_token_ids: Ids that end an answer.
+        kv_tokens: Tokens whose keys and values fit beside the weights.
+    """
+
+    card: ModelCard
+    model: Any
+    tokenizer: Any
+    template: PromptTemplate
+    bos_token_id: int | None
+    stop_token_ids: frozenset[int]
+    kv_tokens: int
+
+
+def load_model(
+    source: ModelSource, settings: ModelSettings, registry: AdapterRegistry
+) -> LoadedModel:
+    """Load a model as the settings ask.
+
+    Raises:
+        ConfigurationError: The settings contradict the machine or the checkpoint.
+        ModelLoadError: The files cannot be served; ``OutOfMemoryError`` if they do not fit.
+        UnknownModelError: No family matches and the tokenizer ships no template.
+    """
+    config = AutoConfig.from_pretrained(source.model_path, local_files_only=True)
+    adapter = _find_adapter(source, settings, registry)
+    tokenizer = _load_tokenizer(source, adapter)
+    template = _template(source, adapter, tokenizer, registry)
+    device = _device(settings)
+    dtype = compute_dtype(settings.compute_dtype, device)
+    quantization = _quantization(config, settings, source, dtype)
+    context_tokens = _context_tokens(config, settings)
+    plan = plan_memory(
+        source.model_path, config.to_dict(), quantization, on_cuda=device.type == "cuda"
+    )
+    available = _available_bytes(device, settings)
+    plan.check(context_tokens, available, str(device))
+
+    logger.info("loading %s as %s, %s arithmetic, on %s", source.name, quantization, dtype, device)
+    model = _load_weights(source.model_path, config, quantization, dtype, device, settings)
+    if source.lora_path:
+        model = _lay_lora(model, source.lora_path)
+    model.eval()
+    model.requires_grad_(False)
+    stop_token_ids = _stop_token_ids(model, tokenizer, adapter)
+    # The checkpoint's sampling defaults must not leak into requests that say otherwise.
+    model.generation_config = GenerationConfig()
+    _base_model(model).generation_config = GenerationConfig()
+    card = ModelCard(
+        name=source.name,
+        aliases=settings.aliases,
+        family=adapter.name if adapter else "own template",
+        quantization=quantization,
+        compute_dtype=str(dtype).removeprefix("torch."),
+        device=_device_name(device),
+        context_tokens=context_tokens,
+        weight_bytes=int(model.get_memory_footprint()),
+        lora=source.lora_path.name if source.lora_path else None,
+    )
+    return LoadedModel(
+        card=card,
+        model=model,
+        tokenizer=tokenizer,
+        template=template,
+        bos_token_id=adapter.bos_token_id if adapter else None,
+        stop_token_ids=stop_token_ids,
+        kv_tokens=_kv_tokens(plan, card, available),
+    )
+
+
+def _find_adapter(
+    source: ModelSource, settings: ModelSettings, registry: AdapterRegistry
+) -> BaseLLMAdapter | None:
+    if settings.adapter:
+        logger.info("family %s: named by GUANACO_ADAPTER", settings.adapter)
+        return registry.get(settings.adapter)
+    for name in source.family_names:
+        try:
+            adapter = registry.find(name)
+        except UnknownModelError:
+            continue
+        logger.info("family %s: found in the name %s", adapter.name, name)
+        return adapter
+    return None
+
+
+def _load_tokenizer(source: ModelSource, adapter: BaseLLMAdapter | None) -> Any:  # noqa: ANN401
+    kind: Any = AutoTokenizer
+    if adapter and adapter.tokenizer_class:
+        kind = getattr(transformers, adapter.tokenizer_class)
+    folders = [source.lora_path, source.model_path] if source.lora_path else [source.model_path]
+    for folder in folders:
+        if any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model")):
+            return kind.from_pretrained(folder, local_files_only=True)
+    raise ModelLoadError(f"{source.model_path} holds no tokenizer.json and no tokenizer.model")
+
+
+def _template(
+    source: ModelSource,
+    adapter: BaseLLMAdapter | None,
+    tokenizer: Any,  # noqa: ANN401
+    registry: AdapterRegistry,
+) -> PromptTemplate:
+    if adapter:
+        return adapter.template
+    if tokenizer.chat_template:
+        logger.info("no family matches %s: its own chat template is used", source.name)
+        return OwnTemplate(tokenizer.apply_chat_template)
+    raise UnknownModelError(
+        source.name,
+        known=registry.names,
+        remedy="Its tokenizer ships no chat template; name a family with GUANACO_ADAPTER.",
+    )
+
+
+def _device(settings: ModelSettings) -> torch.device:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("GUANACO_DEVICE=cuda, but torch sees no CUDA device")
+    has_cuda = settings.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if has_cuda else "cpu")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{len(names)} × {names[0]}" if len(names) > 1 else names[0]
+
+
+def _quantization(
+    config: Any,  # noqa: ANN401
+    settings: ModelSettings,
+    source: ModelSource,
+    dtype: torch.dtype,
+) -> Quantization:
+    """Return what will be in memory; a checkpoint that is quantized stays as it is."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return settings.quantization
+    if stored.get("quant_method") != "bitsandbytes":
+        raise ModelLoadError(
+            f"{source.model_path} is quantized with {stored.get('quant_method')}; only "
+            "bitsandbytes checkpoints and plain 16-bit ones can be served"
+        )
+    kind: Quantization = "nf4" if stored.get("load_in_4bit") else "int8"
+    if settings.is_quantization_given and settings.quantization != kind:
+        raise ConfigurationError(
+            f"{source.model_path} is stored as {kind}, but {settings.quantization} was asked for; "
+            "drop that setting or name the 16-bit model"
+        )
+    # The checkpoint may carry bitsandbytes' default, float32, for which no fast kernel exists.
+    stored["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+    logger.info("%s is already quantized: %s is loaded as it is", source.name, kind)
+    return kind
+
+
+def _context_tokens(config: Any, settings: ModelSettings) -> int:  # noqa: ANN401
+    own = int(config.max_position_embeddings)
+    if settings.context_tokens and settings.context_tokens > own:
+        logger.info(
+            "MAX_POSITION_EMBEDDINGS=%d is more than the model's own context of %d tokens, "
+            "which is used",
+            settings.context_tokens,
+            own,
+        )
+    return min(own, settings.context_tokens or own)
+
+
+def _available_bytes(device: torch.device, settings: ModelSettings) -> int:
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available)
+    return sum(_gpu_bytes(index, settings) for index in range(torch.cuda.device_count()))
+
+
+def _gpu_bytes(index: int, settings: ModelSettings) -> int:
+    free = torch.cuda.mem_get_info(index)[0]
+    return min(free, memory_bytes(settings.max_gpu_memory)) if settings.max_gpu_memory else free
+
+
+def _load_weights(
+    folder: Path,
+    config: Any,  # noqa: ANN401
+    quantization: Quantization,
+    dtype: torch.dtype,
+    device: torch.device,
+    settings: ModelSettings,
+) -> Any:  # noqa: ANN401
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    placement: dict[str, Any] = {"device_map": {"": 0 if gpus else "cpu"}}
+    if gpus > 1:
+        max_memory = {i: _gpu_bytes(i, settings) for i in range(gpus)}
+        placement = {"device_map": "auto", "max_memory": max_memory}
+    is_stored_quantized = getattr(config, "quantization_config", None) is not None
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        quantization_config=None
+        if is_stored_quantized
+        else quantization_config(quantization, dtype),
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        **placement,
+    )
+    spilled = {str(d) for d in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"}
+    if gpus and spilled:
+        raise ModelLoadError(f"parts of the model fell to {', '.join(spilled)}: too little memory")
+    return model
+
+
+def _lay_lora(model: Any, folder: Path) -> Any:  # noqa: ANN401
+    """Put LoRA weights on a base, un-merged.
+
+    An old ``adapter_model.bin`` is a pickle; peft reads it with ``weights_only=True``.
+
+    Raises:
+        ModelLoadError: There are no weights, they do not fit the base, or all of B is zero.
+    """
+    from peft import PeftModel
+
+    if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        raise ModelLoadError(f"{folder} holds no adapter_model.safetensors and no .bin of it")
+    try:
+        laid = PeftModel.from_pretrained(model, folder, local_files_only=True)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelLoadError(f"the LoRA in {folder} does not fit its base: {error}") from error
+    b_weights = [p for name, p in laid.named_parameters() if ".lora_B." in name]
+    if not any(bool(p.any()) for p in b_weights):
+        raise ModelLoadError(f"the LoRA in {folder} is empty: every B matrix is zero")
+    logger.info("LoRA %s: %d matrix pairs, un-merged", folder.name, len(b_weights))
+    return laid
+
+
+def _base_model(model: Any) -> Any:  # noqa: ANN401
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _stop_token_ids(
+    model: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    adapter: BaseLLMAdapter | None,
+) -> frozenset[int]:
+    if adapter and adapter.stop_token_ids:
+        stated: list[Any] = [*adapter.stop_token_ids]
+    else:
+        stated = [tokenizer.eos_token_id]
+    for owner in (model.config, model.generation_config):
+        eos = getattr(owner, "eos_token_id", None)
+        stated += eos if isinstance(eos, list) else [eos]
+    return frozenset(int(i) for i in stated if i is not None)
+
+
+def _kv_tokens(plan: MemoryPlan, card: ModelCard, available: int) -> int:
+    measured = MemoryPlan(card.weight_bytes, plan.kv_bytes_per_token, plan.overhead_bytes)
+    return max(card.context_tokens, measured.kv_tokens(available))

@@ -1,0 +1,179 @@
+"""LLM_MODEL → folders on this machine, or one clear error.
+
+A local model costs no network call. What is not here is fetched from the hub into the hub's
+own cache, which resumes an interrupted download.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils._validators import validate_repo_id
+
+from dbgpt_guanaco.adapters.demo import ensure_demo_model
+from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
+from dbgpt_guanaco.settings import DEMO_MODEL, ModelSettings
+
+logger = logging.getLogger(__name__)
+
+# A LoRA of 2023 may exist only as adapter_model.bin; a model must be safetensors.
+MODEL_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "*.txt"]
+LORA_FILES = [*MODEL_FILES, "adapter_model.bin"]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A name that needs no hub name.
+
+    Attributes:
+        hub: Name on the Hugging Face hub.
+        base: Hub name of the base model, for a LoRA.
+    """
+
+    hub: str
+    base: str | None = None
+
+
+KNOWN_MODELS = {
+    "guanaco-7b": KnownModel("timdettmers/guanaco-7b", base="huggyllama/llama-7b"),
+    "guanaco-13b": KnownModel("timdettmers/guanaco-13b", base="huggyllama/llama-13b"),
+    "guanaco-33b": KnownModel("timdettmers/guanaco-33b", base="huggyllama/llama-30b"),
+    "guanaco-65b": KnownModel("timdettmers/guanaco-65b", base="huggyllama/llama-65b"),
+    "guanaco-33b-merged": KnownModel("timdettmers/guanaco-33b-merged"),
+    "guanaco-65b-merged": KnownModel("timdettmers/guanaco-65b-merged"),
+    "vicuna-13b": KnownModel("lmsys/vicuna-13b-v1.5"),
+    DEMO_MODEL: KnownModel("HuggingFaceTB/SmolLM2-135M-Instruct"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where the weights are.
+
+    Attributes:
+        name: What clients call the model: the last component of LLM_MODEL.
+        model_path: Folder of the model, or of the base under a LoRA.
+        lora_path: Folder of the LoRA, if there is one.
+        family_names: Names to look the family up by, the fine-tune's first.
+    """
+
+    name: str
+    model_path: Path
+    lora_path: Path | None
+    family_names: tuple[str, ...]
+
+
+def resolve(settings: ModelSettings) -> ModelSource:
+    """Find the model that the settings name, and its base if it is a LoRA.
+
+    Raises:
+        ModelNotFoundError: It is nowhere; the text says where it was looked for.
+        ModelLoadError: A folder was found, but what is in it cannot be served.
+    """
+    name = Path(settings.name).name
+    known = KNOWN_MODELS.get(settings.name)
+    found = _find(settings.name, settings)
+    if not _is_lora(found):
+        lora = _find(settings.lora, settings) if settings.lora else None
+        if lora and not _is_lora(lora):
+            raise ModelLoadError(f"GUANACO_LORA={settings.lora}: {lora} holds no LoRA weights")
+        names = (settings.lora, settings.name) if settings.lora else (settings.name,)
+        return ModelSource(name, _checked(found), lora, tuple(map(str, names)))
+    if settings.lora:
+        raise ModelLoadError(f"LLM_MODEL={settings.name} is a LoRA itself; drop GUANACO_LORA")
+    base = settings.base_model or (known.base if known and known.base else _base_of(found))
+    return ModelSource(name, _checked(_find(base, settings)), found, (settings.name, base))
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Return what a model folder lacks to be loaded, by file name."""
+    if not (folder / "config.json").is_file():
+        return ["config.json"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        return sorted(shard for shard in shards if not (folder / shard).is_file())
+    has_weights = any(folder.glob("*.safetensors"))
+    return [] if has_weights else ["model.safetensors"]
+
+
+def _find(name: str, settings: ModelSettings) -> Path:
+    """Return the folder of one model, base or LoRA; fetch it if it must be."""
+    looked_in = []
+    for folder in dict.fromkeys((Path(name).expanduser(), settings.models_dir / name)):
+        if folder.is_dir() and any(folder.iterdir()):
+            logger.info("%s: found in %s", name, folder)
+            return folder
+        looked_in.append(f"folder {folder}")
+    if name == DEMO_MODEL:
+        return ensure_demo_model(settings.models_dir / DEMO_MODEL)
+    hub = KNOWN_MODELS[name].hub if name in KNOWN_MODELS else name
+    if not _is_hub_name(hub):
+        raise ModelNotFoundError(
+            name,
+            [*looked_in, f"known names: {', '.join(KNOWN_MODELS)}"],
+            "Put the model's folder there, or name it as org/name to fetch it from the hub.",
+        )
+    return _fetch(name, hub, looked_in, settings.models_dir)
+
+
+def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
+    try:
+        cached = Path(snapshot_download(hub, local_files_only=True, allow_patterns=LORA_FILES))
+        if _is_lora(cached) or not missing_files(cached):
+            logger.info("%s: found in the hub's cache, %s", name, cached)
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    looked_in = [*looked_in, f"hub cache {constants.HF_HUB_CACHE}, as {hub}"]
+    try:
+        if constants.HF_HUB_OFFLINE:
+            looked_in.append("the hub was not asked: HF_HUB_OFFLINE is set")
+            raise LocalEntryNotFoundError("offline")  # noqa: TRY301 - one error for both
+        logger.info("%s: fetching %s from the hub", name, hub)
+        return Path(snapshot_download(hub, allow_patterns=LORA_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if not constants.HF_HUB_OFFLINE:
+            looked_in.append(f"hub {hub}: {type(error).__name__}: {str(error).splitlines()[0]}")
+        raise ModelNotFoundError(
+            name,
+            looked_in,
+            f"Fetch it with:  hf download {hub} --local-dir {models_dir / name}",
+        ) from None
+
+
+def _is_hub_name(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+def _is_lora(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _base_of(lora: Path) -> str:
+    base = json.loads((lora / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ModelLoadError(
+            f"{lora}/adapter_config.json names no base model; name it with GUANACO_BASE_MODEL"
+        )
+    return str(base)
+
+
+def _checked(folder: Path) -> Path:
+    missing = missing_files(folder)
+    if missing == ["model.safetensors"] and any(folder.glob("pytorch_model*.bin")):
+        raise ModelLoadError(
+            f"{folder} holds only pickled weights (pytorch_model*.bin), which are not loaded. "
+            f"Turn them into safetensors once:  dbgpt-guanaco convert {folder}"
+        )
+    if missing:
+        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise ModelLoadError(f"{folder} is not a whole model: {shown} is missing")
+    return folder

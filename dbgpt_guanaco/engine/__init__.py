@@ -1,0 +1,1 @@
+"""What comes next: prompt → text deltas."""

@@ -1,0 +1,20 @@
+"""Settings → a warm engine."""
+
+from dbgpt_guanaco.adapters import default_registry
+from dbgpt_guanaco.adapters.loading import load_model
+from dbgpt_guanaco.adapters.resolve import resolve
+from dbgpt_guanaco.engine.streaming import StreamingEngine
+from dbgpt_guanaco.settings import Settings
+
+
+def create_engine(settings: Settings) -> StreamingEngine:
+    """Find and load the model that the settings name.
+
+    Raises:
+        GuanacoError: It cannot be found, or cannot be served as asked.
+    """
+    registry = default_registry()
+    loaded = load_model(resolve(settings.model), settings.model, registry)
+    engine = StreamingEngine(loaded, settings.engine)
+    engine.wait_until_warm()
+    return engine

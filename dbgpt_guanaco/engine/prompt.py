@@ -1,0 +1,103 @@
+"""Prompt → token ids that fit the context. Runs beside the event loop, never on it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dbgpt_guanaco.errors import InvalidRequestError, PromptTooLongError
+from dbgpt_guanaco.types import GenerationRequest
+
+# No text of this many characters for each token of context can fit; it is not even tokenized.
+MAX_CHARACTERS_PER_TOKEN = 64
+
+
+class PromptEncoder:
+    """Makes token ids from prompts.
+
+    Calls the tokenizer's backend directly: transformers' own call sets truncation on the
+    shared object each time, which fails when two threads do it.
+
+    Args:
+        tokenizer: A fast transformers tokenizer.
+        bos_token_id: Put before every text that wants special tokens; None lets the
+            tokenizer add what its files say.
+        context_tokens: Prompt and answer together.
+    """
+
+    def __init__(self, tokenizer: Any, bos_token_id: int | None, context_tokens: int) -> None:  # noqa: ANN401
+        self._backend = tokenizer.backend_tokenizer
+        self._bos_token_id, self._context_tokens = bos_token_id, context_tokens
+        self._size = len(tokenizer)
+        self._max_characters = context_tokens * MAX_CHARACTERS_PER_TOKEN
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Return a text's token ids.
+
+        Raises:
+            InvalidRequestError: It is far longer than the context, or not valid Unicode.
+        """
+        if len(text) > self._max_characters:
+            raise InvalidRequestError(
+                "prompt",
+                f"{len(text)} characters are more than the {self._max_characters} that are read",
+            )
+        adds_own = add_special_tokens and self._bos_token_id is None
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=adds_own).ids
+        except (UnicodeEncodeError, TypeError):
+            raise InvalidRequestError("prompt", "holds half a surrogate pair") from None
+        if add_special_tokens and self._bos_token_id is not None:
+            return ids if ids[:1] == [self._bos_token_id] else [self._bos_token_id, *ids]
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens written out."""
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=False))
+
+    def check_ids(self, token_ids: Sequence[int]) -> None:
+        """Refuse ids that are not in the vocabulary.
+
+        Raises:
+            InvalidRequestError: One is not.
+        """
+        wrong = next((i for i in token_ids if not 0 <= i < self._size), None)
+        if wrong is not None:
+            raise InvalidRequestError("prompt", f"token id {wrong} is not below {self._size}")
+
+    def fit(self, request: GenerationRequest) -> tuple[list[int], int]:
+        """Return the prompt's ids, and how many tokens may follow them.
+
+        Raises:
+            PromptTooLongError: It leaves no room and may not be truncated.
+            InvalidRequestError: It is empty, far too long, or has wrong ids.
+        """
+        ids = self._ids_of(request)
+        if not ids:
+            raise InvalidRequestError("prompt", "has no tokens")
+        longest = self._longest_prompt(request)
+        if len(ids) > longest:
+            if request.truncate_prompt_tokens is None:
+                raise PromptTooLongError(len(ids), self._context_tokens)
+            ids = self._newest(ids, longest)
+        room = self._context_tokens - len(ids)
+        return ids, min(room, request.sampling.max_new_tokens or room)
+
+    def _ids_of(self, request: GenerationRequest) -> list[int]:
+        if not isinstance(request.prompt, str):
+            self.check_ids(request.prompt)
+            return list(request.prompt)
+        text = request.prompt
+        if request.truncate_prompt_tokens is not None:
+            text = text[-self._max_characters :]
+        return self.encode(text, request.add_special_tokens)
+
+    def _longest_prompt(self, request: GenerationRequest) -> int:
+        wanted = request.truncate_prompt_tokens
+        if wanted == 0:  # leave the answer its room, but never more than half
+            answer = request.sampling.max_new_tokens or self._context_tokens
+            return self._context_tokens - min(answer, self._context_tokens // 2)
+        return min(wanted or self._context_tokens, self._context_tokens - 1)
+
+    def _newest(self, ids: list[int], count: int) -> list[int]:
+        if self._bos_token_id is not None and ids[0] == self._bos_token_id and count > 1:
+            return [ids[0], *ids[len(ids) - count + 1 :]]
+        return ids[len(ids) - count :]

@@ -1,0 +1,264 @@
+"""The streaming engine: ``model.generate`` for each request, all in one thread, in turn.
+
+Every request runs its own ``generate`` as a greenlet of the engine's thread. Before each
+forward pass it hands over to the next one, so all of them advance at the pace of the device,
+none waits for another's last token, and no two passes ever run at once. A cancelled request
+ends at that same place, in the middle of a long prompt too, which is computed in chunks.
+
+This engine is the reference: any causal LM that transformers can generate with works here.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from greenlet import getcurrent, greenlet
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
+
+from dbgpt_guanaco.adapters.loading import LoadedModel
+from dbgpt_guanaco.adapters.template import PromptTemplate
+from dbgpt_guanaco.engine.admission import Admission
+from dbgpt_guanaco.engine.detokenizer import Vocabulary
+from dbgpt_guanaco.engine.generation import StreamingGeneration
+from dbgpt_guanaco.engine.prompt import PromptEncoder
+from dbgpt_guanaco.engine.sampling import Sampler
+from dbgpt_guanaco.engine.stopping import StopChecker
+from dbgpt_guanaco.engine.streamer import AnswerStreamer, GenerationEndedError, StopOnTokens
+from dbgpt_guanaco.errors import (
+    EngineStoppedError,
+    GenerationFailedError,
+    GuanacoError,
+    InvalidRequestError,
+    OutOfMemoryError,
+)
+from dbgpt_guanaco.settings import EngineSettings
+from dbgpt_guanaco.types import (
+    EngineLoad,
+    GenerationRequest,
+    ModelCard,
+    SamplingParams,
+)
+
+logger = logging.getLogger(__name__)
+
+# Prompt tokens of one forward pass. A cancel waits for one pass at most.
+PREFILL_CHUNK = {"cpu": 64, "cuda": 512}
+
+
+class _Turn(greenlet):
+    """A ``generate`` that can be left before each forward pass and taken up again."""
+
+    def __init__(self, generation: StreamingGeneration, run: Callable[[], None]) -> None:
+        super().__init__(run)
+        self.generation = generation
+
+
+class StreamingEngine:
+    """Answers requests with ``model.generate``, one thread for all of them."""
+
+    def __init__(self, loaded: LoadedModel, settings: EngineSettings) -> None:
+        self.card: ModelCard = loaded.card
+        self.template: PromptTemplate = loaded.template
+        self._loaded = loaded
+        self._vocabulary = Vocabulary(loaded.tokenizer)
+        self._encoder = PromptEncoder(
+            loaded.tokenizer, loaded.bos_token_id, loaded.card.context_tokens
+        )
+        self._device: torch.device = loaded.model.device
+        self._prefill_chunk = settings.prefill_chunk_tokens or PREFILL_CHUNK[self._device.type]
+        self._vocabulary_size = int(loaded.model.get_output_embeddings().weight.shape[0])
+        self._admission: Admission[StreamingGeneration] = Admission(
+            settings.slots, settings.queue_size, loaded.kv_tokens
+        )
+        model = loaded.model
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._hook = inner.register_forward_pre_hook(_hand_over)
+        self._is_warm = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="guanaco-engine", daemon=True)
+        self._thread.start()
+
+    def wait_until_warm(self) -> None:
+        """Wait for a first short pass, which lays out weights and compiles kernels.
+
+        Raises:
+            GenerationFailedError: The model cannot compute.
+        """
+        self._is_warm.wait()
+        if self._failure:
+            raise GenerationFailedError(f"the first pass: {self._failure}") from self._failure
+
+    @property
+    def load(self) -> EngineLoad:
+        """See ``Engine``."""
+        return self._admission.load
+
+    @property
+    def is_alive(self) -> bool:
+        """The engine's thread runs and takes requests."""
+        return self._thread.is_alive() and not self._admission.is_closed
+
+    async def submit(self, request: GenerationRequest) -> StreamingGeneration:
+        """See ``Engine``."""
+        self._check(request.sampling)
+        input_ids, max_new_tokens = await asyncio.to_thread(self._encoder.fit, request)
+        generation = StreamingGeneration(
+            request, input_ids, max_new_tokens, self._admission.give_up, self._vocabulary.decode
+        )
+        self._admission.enter(generation)
+        return generation
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> Sequence[int]:
+        """See ``Engine``."""
+        return await asyncio.to_thread(self._encoder.encode, text, add_special_tokens)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See ``Engine``."""
+        self._encoder.check_ids(token_ids)
+        return await asyncio.to_thread(self._encoder.decode, token_ids)
+
+    async def embed(self, text: str) -> Sequence[float]:
+        """See ``Engine``."""
+        token_ids = await self.tokenize(text, add_special_tokens=True)
+        return await asyncio.to_thread(self._mean_embedding, token_ids)
+
+    def close(self) -> None:
+        """End every request and the thread; returns when both are gone."""
+        for generation in self._admission.close():
+            generation.post(EngineStoppedError())
+        self._thread.join()
+        self._hook.remove()
+
+    def _check(self, sampling: SamplingParams) -> None:
+        if any(i >= self._vocabulary_size for i in sampling.logit_bias):
+            raise InvalidRequestError(
+                "logit_bias", f"token ids must be below {self._vocabulary_size}"
+            )
+
+    def _mean_embedding(self, token_ids: Sequence[int]) -> list[float]:
+        with torch.no_grad():
+            ids = torch.tensor([token_ids], dtype=torch.long, device=self._device)
+            rows = self._loaded.model.get_input_embeddings()(ids)  # [1, T, hidden]
+            return [float(x) for x in rows[0].float().mean(dim=0)]
+
+    def _run(self) -> None:
+        """Take turns until the engine is closed. The engine's thread lives here."""
+        torch.set_grad_enabled(False)
+        turns: deque[_Turn] = deque()
+        try:
+            self._warm_up()
+            self._is_warm.set()
+            while not self._admission.is_closed:
+                self._admit(turns)
+                self._step(turns)
+        except BaseException as error:  # the thread ends here: whoever waits must hear of it
+            self._failure = error
+            logger.exception("the engine's thread died")
+        finally:
+            self._is_warm.set()
+            for generation in [*self._admission.close(), *(t.generation for t in turns)]:
+                self._admission.leave(generation)
+                generation.post(EngineStoppedError())
+
+    def _warm_up(self) -> None:
+        ids = torch.zeros((1, 2), dtype=torch.long, device=self._device)
+        config = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=0)
+        self._loaded.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
+        )
+
+    def _admit(self, turns: deque[_Turn]) -> None:
+        while generation := self._admission.next(wait=not turns):
+            turns.append(_Turn(generation, partial(self._answer, generation)))
+
+    def _step(self, turns: deque[_Turn]) -> None:
+        """Give one request a forward pass, the cancelled ones first: they only leave."""
+        if not turns:
+            return
+        turn = next((t for t in turns if t.generation.is_cancelled), turns[0])
+        turns.remove(turn)
+        turn.switch()
+        if not turn.dead:
+            turns.append(turn)
+
+    def _answer(self, generation: StreamingGeneration) -> None:
+        """Run one request from its first token to its last delta, or its error."""
+        sampling = generation.request.sampling
+        sampler = Sampler(sampling, self._vocabulary_size, self._device)
+        stop_token_ids = self._loaded.stop_token_ids | set(sampling.stop_token_ids)
+        streamer = AnswerStreamer(
+            tokenizer=self._loaded.tokenizer,
+            detokenizer=self._vocabulary.detokenizer(
+                continues_text=generation.request.continues_prompt
+            ),
+            vocabulary=self._vocabulary,
+            stop=StopChecker(sampling.stop),
+            stop_token_ids=stop_token_ids,
+            draws=sampler.draws,
+            prompt_tokens=len(generation.input_ids),
+            post=generation.post,
+        )
+        error: GuanacoError | None = None
+        try:
+            self._generate(generation, sampler, streamer, stop_token_ids)
+        except GenerationEndedError:
+            pass
+        except torch.OutOfMemoryError as cause:
+            error = OutOfMemoryError("the device has no memory left for this request")
+            error.__cause__ = cause
+        except Exception as cause:
+            error = GenerationFailedError("the model failed on this request; the log says why")
+            error.__cause__ = cause
+            logger.exception("request %s failed", generation.request.request_id)
+        self._admission.leave(generation)
+        if isinstance(error, OutOfMemoryError):
+            logger.error("request %s: out of memory", generation.request.request_id)
+            torch.cuda.empty_cache()
+        generation.post(error or streamer.last_delta(is_cancelled=generation.is_cancelled))
+
+    def _generate(
+        self,
+        generation: StreamingGeneration,
+        sampler: Sampler,
+        streamer: AnswerStreamer,
+        stop_token_ids: frozenset[int],
+    ) -> None:
+        chunk = self._prefill_chunk
+        input_ids = torch.tensor([generation.input_ids], dtype=torch.long, device=self._device)
+        self._loaded.model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            generation_config=GenerationConfig(
+                max_new_tokens=generation.max_new_tokens,
+                do_sample=False,  # the sampler has drawn
+                pad_token_id=0,  # a batch of one is never padded; stops the warning
+                prefill_chunk_size=chunk if input_ids.shape[1] > chunk else None,
+            ),
+            logits_processor=LogitsProcessorList([sampler]),
+            stopping_criteria=StoppingCriteriaList(
+                [StopOnTokens(sorted(stop_token_ids), self._device)]
+            ),
+            streamer=streamer,
+        )
+
+
+def _hand_over(*_: object) -> None:
+    """Let the others go first. Runs before every forward pass of the model.
+
+    Raises:
+        GenerationEndedError: The request was cancelled meanwhile.
+    """
+    turn = getcurrent()
+    if isinstance(turn, _Turn):
+        assert turn.parent  # the engine's loop, which runs the turns
+        turn.parent.switch()
+        if turn.generation.is_cancelled:
+            raise GenerationEndedError

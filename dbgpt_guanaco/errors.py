@@ -1,0 +1,100 @@
+"""Every error that is raised on purpose.
+
+::
+
+    GuanacoError
+    ├── ConfigurationError        a setting is unknown, missing or contradicts another
+    ├── ModelNotFoundError        LLM_MODEL names nothing that could be found
+    ├── UnknownModelError         no adapter matches, or a request names another model
+    ├── AmbiguousModelError       several unrelated adapters match
+    ├── ModelLoadError            found, but it cannot be loaded as asked
+    │   └── OutOfMemoryError      it does not fit, said before loading or when a step failed
+    ├── EngineBusyError           every slot and every queue place is taken
+    ├── EngineStoppedError        the engine is shutting down
+    ├── GenerationFailedError     an exception inside a generation
+    └── InvalidRequestError       a request that no retry will mend
+        └── PromptTooLongError    the prompt leaves no room for an answer
+"""
+
+from collections.abc import Iterable
+
+
+class GuanacoError(Exception):
+    """Base of every deliberate error; its text is meant for the person who reads it."""
+
+
+class ConfigurationError(GuanacoError):
+    """A setting is unknown, missing or contradicts another."""
+
+
+class ModelNotFoundError(GuanacoError):
+    """A model name that leads to no weights."""
+
+    def __init__(self, name: str, looked_in: Iterable[str], remedy: str) -> None:
+        places = "\n".join(f"  - {place}" for place in looked_in)
+        super().__init__(f"no model {name!r}. Looked in:\n{places}\n{remedy}")
+
+
+class UnknownModelError(GuanacoError):
+    """A model that no adapter, or no loaded model, answers to."""
+
+    def __init__(self, name: str, known: Iterable[str], remedy: str = "") -> None:
+        listed = ", ".join(sorted(known)) or "none"
+        super().__init__(f"unknown model {name!r}; known: {listed}.{remedy and ' '}{remedy}")
+
+
+class AmbiguousModelError(GuanacoError):
+    """Unrelated adapters match the same name."""
+
+    def __init__(self, model_path: str, claimants: Iterable[str]) -> None:
+        super().__init__(
+            f"{model_path!r} could be any of {', '.join(sorted(claimants))}; "
+            "say which with GUANACO_ADAPTER"
+        )
+
+
+class ModelLoadError(GuanacoError):
+    """The model was found but cannot be loaded as asked."""
+
+
+class OutOfMemoryError(ModelLoadError):
+    """What was asked for does not fit the memory there is."""
+
+
+class EngineBusyError(GuanacoError):
+    """Every slot and every queue place is taken."""
+
+    def __init__(self, slots: int, queue_size: int) -> None:
+        super().__init__(
+            f"the server is busy: {slots} running and {queue_size} waiting; try again soon"
+        )
+
+
+class EngineStoppedError(GuanacoError):
+    """The engine takes no more requests."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
+class GenerationFailedError(GuanacoError):
+    """An exception ended a generation. The cause is chained and logged, not told."""
+
+
+class InvalidRequestError(GuanacoError):
+    """A value in a request is wrong; ``parameter`` names it."""
+
+    def __init__(self, parameter: str, problem: str) -> None:
+        super().__init__(f"{parameter}: {problem}" if parameter else problem)
+        self.parameter = parameter
+
+
+class PromptTooLongError(InvalidRequestError):
+    """The prompt leaves no room for an answer."""
+
+    def __init__(self, prompt_tokens: int, context_tokens: int) -> None:
+        super().__init__(
+            "prompt",
+            f"{prompt_tokens} tokens do not fit a context of {context_tokens} tokens with room "
+            "for an answer; shorten the conversation",
+        )

@@ -1,0 +1,46 @@
+"""The application: every dialect over one engine."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from dbgpt_guanaco import __version__
+from dbgpt_guanaco.engine.base import Engine
+from dbgpt_guanaco.errors import GuanacoError
+from dbgpt_guanaco.server import errors, health, llmserver, openai, page
+from dbgpt_guanaco.server.limits import BodyLimit
+from dbgpt_guanaco.settings import ServerSettings
+
+
+def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
+    """Return an application that answers from one engine and closes it when it ends."""
+    settings = settings or ServerSettings()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.close)
+
+    app = FastAPI(
+        title="dbgpt_guanaco",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # it would load its scripts from another server
+        redoc_url=None,
+    )
+    app.state.engine, app.state.settings = engine, settings
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_exception_handler(GuanacoError, errors.on_guanaco_error)
+    app.add_exception_handler(RequestValidationError, errors.on_validation_error)
+    app.add_exception_handler(HTTPException, errors.on_http_error)
+    app.add_exception_handler(Exception, errors.on_any_error)
+    app.include_router(health.router)
+    app.include_router(llmserver.router)
+    app.include_router(openai.router, prefix="/v1")
+    app.include_router(openai.router, prefix="/api/v1", include_in_schema=False)
+    app.include_router(page.create_router())
+    return app

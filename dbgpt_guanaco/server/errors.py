@@ -1,0 +1,99 @@
+"""Errors → HTTP status and OpenAI's error object."""
+
+import logging
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from dbgpt_guanaco import errors
+
+logger = logging.getLogger(__name__)
+
+STATUS: dict[type[errors.GuanacoError], int] = {
+    errors.InvalidRequestError: 400,
+    errors.UnknownModelError: 404,
+    errors.EngineBusyError: 429,
+    errors.EngineStoppedError: 503,
+    errors.OutOfMemoryError: 503,
+}
+CODE: dict[type[errors.GuanacoError], str] = {
+    errors.UnknownModelError: "model_not_found",
+    errors.PromptTooLongError: "context_length_exceeded",
+}
+
+
+def status_of(error: errors.GuanacoError) -> int:
+    """Return the status of the error's nearest listed class, else 500."""
+    return next((STATUS[c] for c in type(error).__mro__ if c in STATUS), 500)
+
+
+def headers_of(status: int) -> dict[str, str]:
+    """Tell clients whether to try again: a full queue empties soon, the rest does not."""
+    if status == 429:
+        return {"Retry-After": "1"}
+    return {"x-should-retry": "false"} if status >= 500 else {}
+
+
+def as_body(error: errors.GuanacoError) -> dict[str, Any]:
+    """Return OpenAI's error object."""
+    code = next((CODE[c] for c in type(error).__mro__ if c in CODE), None)
+    parameter = getattr(error, "parameter", None) or None
+    return error_body(str(error), status_of(error), parameter=parameter, code=code)
+
+
+def error_body(
+    message: str, status: int, *, parameter: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """Return OpenAI's error object for any status."""
+    kind = {429: "rate_limit_error"}.get(status) or (
+        "invalid_request_error" if status < 500 else "server_error"
+    )
+    return {"error": {"message": message, "type": kind, "param": parameter, "code": code}}
+
+
+def explain_validation(error: RequestValidationError) -> tuple[str, str | None]:
+    """Return what is wrong with a body, and the field's name. Values are not repeated."""
+    problems = list(error.errors())
+    if problems and problems[0]["type"] == "json_invalid":
+        return f"the body is not JSON: {problems[0].get('ctx', {}).get('error', '')}", None
+    # A union reports each branch; the field and the first complaint are enough for a person.
+    first: dict[str, str] = {}
+    for problem in problems:
+        place = [str(part) for part in problem["loc"] if part != "body"]
+        field = place[0] if place else "body"
+        shown = "is not a field of this request" if problem["type"] == "extra_forbidden" else ""
+        if problem["type"] == "extra_forbidden":
+            field = ".".join(place)
+        first.setdefault(field, shown or problem["msg"])
+    parameter = next(iter(first), None)
+    return "; ".join(f"{field}: {text}" for field, text in first.items()), parameter
+
+
+async def on_guanaco_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer a deliberate error."""
+    assert isinstance(error, errors.GuanacoError)
+    status = status_of(error)
+    return JSONResponse(as_body(error), status, headers_of(status))
+
+
+async def on_validation_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer a body that is not what the route takes."""
+    assert isinstance(error, RequestValidationError)
+    message, parameter = explain_validation(error)
+    return JSONResponse(error_body(message, 400, parameter=parameter), 400)
+
+
+async def on_http_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer an unknown path, a wrong method, a body that is too large."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code)
+
+
+async def on_any_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer a bug without telling its text; the server's log has the trace."""
+    return JSONResponse(
+        error_body(f"internal error ({type(error).__name__})", 500), 500, headers_of(500)
+    )

@@ -1,0 +1,28 @@
+"""Objects → bytes: server-sent events, and the NUL-ended JSON of a 2023 DB-GPT."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sse_starlette import ServerSentEvent
+
+KEEP_ALIVE = b"\0"
+DONE = ServerSentEvent("[DONE]")
+
+
+def event(value: Mapping[str, Any]) -> ServerSentEvent:
+    """Return one event: ``data: `` and JSON on a single line.
+
+    Nothing else: a 2023 DB-GPT cannot read comments, names or ids in a stream.
+    """
+    return ServerSentEvent(_json(value))
+
+
+def nul_frame(value: Mapping[str, Any]) -> bytes:
+    """Return one frame. The NUL ends each frame, the last one too."""
+    return _json(value).encode() + b"\0"
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    # ASCII only: half a surrogate pair is legal in JSON and illegal in UTF-8.
+    return json.dumps(value, separators=(",", ":"))

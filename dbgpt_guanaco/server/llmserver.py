@@ -1,0 +1,229 @@
+"""The dialect of DB-GPT's own llmserver of 2023 (v0.1.0 to v0.3.6), at the server's root.
+
+A stream is JSON objects, each ended by a NUL byte, each with the whole text so far. What such
+a client cannot read is not sent: errors, too, come as frames it shows to its user.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from sse_starlette import ServerSentEvent
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from dbgpt_guanaco.engine.base import Generation
+from dbgpt_guanaco.errors import GuanacoError, InvalidRequestError, OutOfMemoryError
+from dbgpt_guanaco.server import errors, frames
+from dbgpt_guanaco.server.dependencies import EngineDep, SettingsDep
+from dbgpt_guanaco.server.llmserver_requests import (
+    EmbeddingRequest,
+    LegacyRequest,
+    echo_padding,
+)
+from dbgpt_guanaco.server.responses import EventStream, FrameStream, unless_client_leaves
+from dbgpt_guanaco.settings import ServerSettings
+from dbgpt_guanaco.types import TextDelta
+
+# ``echo`` false and a length of 0 make every client that reads them cut nothing off.
+MODEL_CONTEXT = {"prompt_echo_len_char": 0, "echo": False}
+EMPTY_ANSWER = "(the model gave an empty answer)"
+
+
+class LegacyRoute(APIRoute):
+    """Answers errors as the frames of this dialect, under a true status code.
+
+    The clients look only at the body, so people with other tools get the status as well.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap the route."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except GuanacoError as error:
+                status = errors.status_of(error)
+                return _error(request, status, error_text(error))
+            except HTTPException as error:
+                return _error(request, error.status_code, _told(str(error.detail)))
+
+        return handle
+
+
+router = APIRouter(tags=["llmserver"], route_class=LegacyRoute)
+
+
+@router.post("/generate_stream")
+async def generate_stream(request: Request, engine: EngineDep, settings: SettingsDep) -> Response:
+    """Stream an answer: NUL-ended frames of whole texts, or SSE deltas for who accepts those."""
+    body = await _read(request, LegacyRequest)
+    generation = await engine.submit(body.to_generation_request(engine.template, settings, _id()))
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return EventStream(
+            delta_events(generation),
+            [generation],
+            keep_alive=frames.event({"text": "", "error_code": 0}),
+            keep_alive_s=settings.keep_alive_s,
+        )
+    padding = echo_padding(body, settings.legacy_echo)
+    return FrameStream(text_frames(generation, padding, settings), generation)
+
+
+@router.post("/generate")
+async def generate(request: Request, engine: EngineDep, settings: SettingsDep) -> Response:
+    """Answer whole, in a body that the clients of all those versions can read."""
+    body = await _read(request, LegacyRequest)
+    generation = await engine.submit(body.to_generation_request(engine.template, settings, _id()))
+
+    async def whole() -> Response:
+        text = "".join([delta.text async for delta in generation])
+        return JSONResponse(_superset(text.strip() or EMPTY_ANSWER))
+
+    try:
+        return await unless_client_leaves(request, whole())
+    finally:
+        generation.cancel()
+
+
+@router.post("/embedding")
+async def embedding(request: Request, engine: EngineDep) -> dict[str, Any]:
+    """Return the mean of a text's input embeddings, which is what that server computed."""
+    body = await _read(request, EmbeddingRequest)
+    return {"response": list(await engine.embed(body.prompt))}
+
+
+async def text_frames(
+    generation: Generation, padding: str, settings: ServerSettings
+) -> AsyncIterator[bytes]:
+    """Write a generation as frames of the whole text so far.
+
+    Each frame repeats all text, and the web server of that time waits 20 ms on each, so
+    frames are written at a settable interval and not for every token. Silence is broken by
+    a lone NUL, which is no frame to a client and keeps its read timeout (20 s) from firing.
+    """
+    whole, shown = "", ""
+    try:
+        async with aclosing(_paced(generation, settings)) as deltas:
+            async for delta in deltas:
+                if delta is None:
+                    yield frames.KEEP_ALIVE
+                    continue
+                whole += delta.text
+                if delta.is_last and not whole.strip():
+                    whole = EMPTY_ANSWER
+                if whole != shown or delta.is_last:
+                    shown = whole
+                    yield frames.nul_frame(_frame(padding + whole))
+    except GuanacoError as error:
+        told = error_text(error)
+        yield frames.nul_frame(_frame(f"{padding}{whole}\n{told}" if whole else told, code=1))
+
+
+async def delta_events(generation: Generation) -> AsyncIterator[ServerSentEvent]:
+    """Write a generation as events whose ``text`` is what is new."""
+    try:
+        async for delta in generation:
+            ending: dict[str, Any] = {}
+            if delta.is_last:
+                usage = delta.usage
+                ending = {
+                    "finish_reason": delta.finish_reason,
+                    "usage": {
+                        "prompt_tokens": usage.prompt_tokens,
+                        "completion_tokens": usage.completion_tokens,
+                        "total_tokens": usage.total_tokens,
+                    },
+                }
+            yield frames.event({"text": delta.text, "error_code": 0, **ending})
+    except GuanacoError as error:
+        yield frames.event({"text": error_text(error), "error_code": 1})
+
+
+def error_text(error: GuanacoError) -> str:
+    """Return what that server wrote into the chat when something failed."""
+    if isinstance(error, OutOfMemoryError):
+        return "**GPU OutOfMemory, Please Refresh.**"
+    return _told(str(error))
+
+
+async def _paced(
+    generation: Generation, settings: ServerSettings
+) -> AsyncGenerator[TextDelta | None, None]:
+    """Join deltas that come within one frame interval; yield None after long silence."""
+    items = aiter(generation)
+    pending: asyncio.Future[TextDelta] | None = None
+    text, last_frame = "", -settings.legacy_frame_s
+    delta: TextDelta | None = None
+    try:
+        while True:
+            pending = pending or asyncio.ensure_future(anext(items))
+            due_s = last_frame + settings.legacy_frame_s - time.monotonic()
+            wait_s = max(0.0, due_s) if delta else settings.keep_alive_s
+            done, _ = await asyncio.wait({pending}, timeout=wait_s)
+            if not done and not delta:
+                yield None
+            if done:
+                delta, pending = pending.result(), None
+                text += delta.text
+            if delta and (delta.is_last or not done):
+                yield TextDelta(text, delta.usage, delta.finish_reason)
+                if delta.is_last:
+                    return
+                text, delta, last_frame = "", None, time.monotonic()
+    finally:
+        if pending:
+            pending.cancel()
+
+
+def _frame(text: str, code: int = 0) -> dict[str, Any]:
+    return {"text": text, "error_code": code, "model_context": MODEL_CONTEXT}
+
+
+def _superset(text: str) -> dict[str, Any]:
+    # v0.1 and v0.2 read ``response`` and parse it again, v0.3 reads the other two keys. A code
+    # other than 0 makes some of them fail on their own error message, so errors are text.
+    inner = frames.nul_frame({"text": text, "error_code": 0}).decode()
+    return {"response": inner, "text": text, "error_code": 0}
+
+
+def _error(request: Request, status: int, text: str) -> Response:
+    headers = errors.headers_of(status)
+    if request.url.path.endswith("/generate"):
+        return JSONResponse(_superset(text), status, headers)
+    if "text/event-stream" in request.headers.get("accept", ""):
+        event = frames.event({"text": text, "error_code": 1}).encode()
+        return Response(event, status, headers, media_type="text/event-stream")
+    if request.url.path.endswith("/embedding"):
+        return JSONResponse(errors.error_body(text, status), status, headers)
+    return Response(frames.nul_frame(_frame(text, code=1)), status, headers)
+
+
+def _told(text: str) -> str:
+    return f"**LLMServer Generate Error, Please CheckErrorInfo.**: {text}"
+
+
+async def _read(request: Request, kind: type[Any]) -> Any:  # noqa: ANN401
+    """Read a body whatever its content type says, as that server did.
+
+    Raises:
+        InvalidRequestError: It is not JSON, or a field has a wrong type.
+    """
+    try:
+        return kind.model_validate_json(await request.body())
+    except ValidationError as error:
+        message, _ = errors.explain_validation(RequestValidationError(error.errors()))
+        raise InvalidRequestError("", message) from None
+
+
+def _id() -> str:
+    return f"legacy-{uuid.uuid4().hex}"

@@ -1,0 +1,176 @@
+"""The OpenAI dialect: ``/v1`` and ``/api/v1``, for any OpenAI client and today's DB-GPT."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from dbgpt_guanaco.engine.base import Engine, Generation
+from dbgpt_guanaco.errors import InvalidRequestError, UnknownModelError
+from dbgpt_guanaco.server.dependencies import EngineDep, SettingsDep
+from dbgpt_guanaco.server.openai_answers import Answer
+from dbgpt_guanaco.server.openai_requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from dbgpt_guanaco.server.responses import EventStream, cancel_all, unless_client_leaves
+from dbgpt_guanaco.settings import ServerSettings
+from dbgpt_guanaco.types import GenerationRequest
+
+router = APIRouter(tags=["openai"])
+
+
+@router.get("/models")
+async def list_models(engine: EngineDep) -> dict[str, Any]:
+    """Name the loaded model and its aliases."""
+    return {"object": "list", "data": [_model(engine, name) for name in engine.card.names]}
+
+
+@router.get("/models/{name}")
+async def get_model(name: str, engine: EngineDep) -> dict[str, Any]:
+    """Describe one model."""
+    return _model(engine, _known(engine, name))
+
+
+@router.post("/chat/completions")
+async def create_chat_completion(
+    request: Request, body: ChatCompletionRequest, engine: EngineDep, settings: SettingsDep
+) -> Response:
+    """Answer a conversation, as one object or as a stream of events."""
+    model = _known(engine, body.model)
+    request_id = f"chatcmpl-{uuid.uuid4().hex}"
+    wanted = body.to_generation_requests(engine.template, settings.temperature, request_id)
+    _check_count(wanted, settings)
+    generations = await _submit_all(engine, wanted)
+    answer = Answer(
+        kind="chat",
+        request_id=request_id,
+        model=model,
+        generations=generations,
+        with_logprobs=bool(body.logprobs),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        choices_per_prompt=body.choices,
+    )
+    return await _respond(request, answer, settings, is_stream=bool(body.stream))
+
+
+@router.post("/completions")
+async def create_completion(
+    request: Request, body: CompletionRequest, engine: EngineDep, settings: SettingsDep
+) -> Response:
+    """Continue a text, as one object or as a stream of events."""
+    model = _known(engine, body.model)
+    request_id = f"cmpl-{uuid.uuid4().hex}"
+    wanted = body.to_generation_requests(settings.temperature, request_id)
+    _check_count(wanted, settings)
+    generations = await _submit_all(engine, wanted)
+    answer = Answer(
+        kind="completion",
+        request_id=request_id,
+        model=model,
+        generations=generations,
+        echo=bool(body.echo),
+        with_logprobs=body.logprobs is not None,
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        choices_per_prompt=body.choices,
+    )
+    return await _respond(request, answer, settings, is_stream=bool(body.stream))
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, engine: EngineDep) -> dict[str, Any]:
+    """Count a text's or a conversation's tokens, as a request with it would be charged."""
+    _known(engine, body.model)
+    if body.messages is None:
+        text, add_special_tokens = body.prompt or "", body.add_special_tokens
+    else:
+        chat = ChatCompletionRequest(messages=body.messages or [])
+        prompt = engine.template.render(chat.chat_messages)
+        text, add_special_tokens = prompt.text, prompt.add_special_tokens
+    token_ids = await engine.tokenize(text, add_special_tokens=add_special_tokens)
+    return {
+        "count": len(token_ids),
+        "max_model_len": engine.card.context_tokens,
+        "tokens": list(token_ids),
+    }
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, engine: EngineDep) -> dict[str, Any]:
+    """Return the text of token ids."""
+    _known(engine, body.model)
+    return {"prompt": await engine.detokenize(body.tokens)}
+
+
+async def _respond(
+    request: Request, answer: Answer, settings: ServerSettings, *, is_stream: bool
+) -> Response:
+    if is_stream:
+        return EventStream(
+            answer.events(),
+            answer.generations,
+            keep_alive=answer.keep_alive,
+            keep_alive_s=settings.keep_alive_s,
+        )
+
+    async def whole() -> Response:
+        return JSONResponse(await answer.whole())
+
+    try:
+        return await unless_client_leaves(request, whole())
+    finally:
+        cancel_all(answer.generations)
+
+
+async def _submit_all(engine: Engine, wanted: Sequence[GenerationRequest]) -> list[Generation]:
+    """Submit every request or none.
+
+    Raises:
+        GuanacoError: The first refusal; what was accepted before it is cancelled.
+    """
+    accepted: list[Generation] = []
+    try:
+        for one in wanted:
+            accepted.append(await engine.submit(one))  # noqa: PERF401 - a refusal must find them
+    except BaseException:
+        cancel_all(accepted)
+        raise
+    return accepted
+
+
+def _check_count(wanted: Sequence[GenerationRequest], settings: ServerSettings) -> None:
+    if len(wanted) > settings.max_choices:
+        raise InvalidRequestError(
+            "n", f"{len(wanted)} answers are more than the {settings.max_choices} allowed"
+        )
+
+
+def _known(engine: Engine, name: str | None) -> str:
+    """Return the name to answer with; a client that names no model gets the loaded one."""
+    if name is None:
+        return engine.card.name
+    if name not in engine.card.names:
+        raise UnknownModelError(name, known=engine.card.names)
+    return name
+
+
+def _model(engine: Engine, name: str) -> dict[str, Any]:
+    card = engine.card
+    return {
+        "id": name,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "dbgpt_guanaco",
+        "root": card.name,
+        "parent": None,
+        "max_model_len": card.context_tokens,
+        "family": card.family,
+        "quantization": card.quantization,
+        "compute_dtype": card.compute_dtype,
+        "lora": card.lora,
+    }
