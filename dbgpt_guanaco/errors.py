@@ -64,9 +64,9 @@ class OutOfMemoryError(ModelLoadError):
 class EngineBusyError(GuanacoError):
     """Every slot and every queue place is taken."""
 
-    def __init__(self, slots: int, queue_size: int) -> None:
+    def __init__(self, running: int, waiting: int) -> None:
         super().__init__(
-            f"the server is busy: {slots} running and {queue_size} waiting; try again soon"
+            f"the server is busy: {running} running and {waiting} waiting; try again soon"
         )
 
 

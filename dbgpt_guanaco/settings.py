@@ -159,8 +159,9 @@ class Settings(_Group):
 class _Environment(BaseSettings, ModelSettings, EngineSettings, ServerSettings):
     """Every field of every group, filled from the environment and a dotenv file."""
 
+    # Not by field name: a shell's HOST or NAME would be taken for a setting.
     model_config = SettingsConfigDict(
-        extra="ignore", env_ignore_empty=True, populate_by_name=True, frozen=True
+        extra="ignore", env_ignore_empty=True, populate_by_name=False, frozen=True
     )
     cuda_visible_devices: str | None = _env("CUDA_VISIBLE_DEVICES", None, "GPUs to use")
 

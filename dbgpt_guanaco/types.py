@@ -15,7 +15,7 @@ from dbgpt_guanaco.errors import InvalidRequestError
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
 
-MAX_STOP_STRINGS = 16
+MAX_STOP_STRINGS = 32
 MAX_STOP_CHARACTERS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1

@@ -1,6 +1,8 @@
 """The base of all adapters: what this package must know of one model family."""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from dbgpt_guanaco.adapters.template import PromptTemplate
@@ -16,6 +18,7 @@ class BaseLLMAdapter:
         keywords: Lower-case names to look for in a model path.
         template: The family's conversation format.
         tokenizer_class: Name of the transformers class to use; None lets transformers choose.
+        special_tokens: Given to that class in place of what the tokenizer's files say.
         bos_token_id: Id that every prompt begins with, where the tokenizer's files cannot be
             trusted to say so; None trusts them.
         stop_token_ids: Ids that end an answer, beside the model's own eos.
@@ -25,6 +28,7 @@ class BaseLLMAdapter:
     keywords: ClassVar[tuple[str, ...]]
     template: ClassVar[PromptTemplate]
     tokenizer_class: ClassVar[str | None] = None
+    special_tokens: ClassVar[Mapping[str, str]] = MappingProxyType({})
     bos_token_id: ClassVar[int | None] = None
     stop_token_ids: ClassVar[tuple[int, ...]] = ()
 

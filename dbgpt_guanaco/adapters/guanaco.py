@@ -1,5 +1,7 @@
 """Guanaco: LLaMA fine-tuned with QLoRA on OpenAssistant conversations."""
 
+from types import MappingProxyType
+
 from dbgpt_guanaco.adapters.base import BaseLLMAdapter
 from dbgpt_guanaco.adapters.template import TurnTemplate
 
@@ -8,9 +10,9 @@ class GuanacoAdapter(BaseLLMAdapter):
     """Guanaco models, 7B to 65B.
 
     Early LLaMA conversions carry tokenizer files with empty or swapped special tokens, so the
-    bos id is stated here, the tokenizer class is named, and 0 (``<unk>``, which such files
-    took for eos) ends an answer beside 2. Training text has its eos only after a whole
-    conversation, so the next turn's marker must end an answer too.
+    bos id and those tokens are stated here, the tokenizer class is named, and 0 (``<unk>``,
+    which such files took for eos) ends an answer beside 2. Training text has its eos only after
+    a whole conversation, so the next turn's marker must end an answer too.
 
     Source: the timdettmers/guanaco model cards and the known issues of the qlora README
     (QLoRA, arXiv 2305.14314).
@@ -30,5 +32,8 @@ class GuanacoAdapter(BaseLLMAdapter):
         stop=("### Human:", "### Assistant:"),
     )
     tokenizer_class = "LlamaTokenizer"
+    special_tokens = MappingProxyType(
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    )
     bos_token_id = 1
     stop_token_ids = (2, 0)

@@ -1,6 +1,8 @@
 """Folders → a model ready to generate. What was asked for is loaded, or an error says why not."""
 
 import logging
+import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dbgpt_guanaco.adapters.base import BaseLLMAdapter
@@ -56,7 +59,7 @@ def load_model(
         ModelLoadError: The files cannot be served; ``OutOfMemoryError`` if they do not fit.
         UnknownModelError: No family matches and the tokenizer ships no template.
     """
-    config = AutoConfig.from_pretrained(source.model_path, local_files_only=True)
+    config = _load_config(source.model_path)
     adapter = _find_adapter(source, settings, registry)
     tokenizer = _load_tokenizer(source, adapter)
     template = _template(source, adapter, tokenizer, registry)
@@ -65,7 +68,11 @@ def load_model(
     quantization = _quantization(config, settings, source, dtype)
     context_tokens = _context_tokens(config, settings)
     plan = plan_memory(
-        source.model_path, config.to_dict(), quantization, on_cuda=device.type == "cuda"
+        source.model_path,
+        config.to_dict(),
+        quantization,
+        on_cuda=device.type == "cuda",
+        lora=source.lora_path,
     )
     available = _available_bytes(device, settings)
     plan.check(context_tokens, available, str(device))
@@ -73,7 +80,7 @@ def load_model(
     logger.info("loading %s as %s, %s arithmetic, on %s", source.name, quantization, dtype, device)
     model = _load_weights(source.model_path, config, quantization, dtype, device, settings)
     if source.lora_path:
-        model = _lay_lora(model, source.lora_path)
+        model = _lay_lora(model, source.lora_path, dtype)
     model.eval()
     model.requires_grad_(False)
     stop_token_ids = _stop_token_ids(model, tokenizer, adapter)
@@ -102,6 +109,14 @@ def load_model(
     )
 
 
+def _load_config(folder: Path) -> Any:  # noqa: ANN401
+    try:
+        # Without a plain False, transformers asks the terminal whether to run the folder's code.
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise ModelLoadError(f"{folder}/config.json cannot be used: {error}") from error
+
+
 def _find_adapter(
     source: ModelSource, settings: ModelSettings, registry: AdapterRegistry
 ) -> BaseLLMAdapter | None:
@@ -120,12 +135,14 @@ def _find_adapter(
 
 def _load_tokenizer(source: ModelSource, adapter: BaseLLMAdapter | None) -> Any:  # noqa: ANN401
     kind: Any = AutoTokenizer
+    options: dict[str, Any] = {"trust_remote_code": False}
     if adapter and adapter.tokenizer_class:
         kind = getattr(transformers, adapter.tokenizer_class)
+        options = dict(adapter.special_tokens)
     folders = [source.lora_path, source.model_path] if source.lora_path else [source.model_path]
     for folder in folders:
         if any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model")):
-            return kind.from_pretrained(folder, local_files_only=True)
+            return kind.from_pretrained(folder, local_files_only=True, **options)
     raise ModelLoadError(f"{source.model_path} holds no tokenizer.json and no tokenizer.model")
 
 
@@ -243,8 +260,8 @@ def _load_weights(
     return model
 
 
-def _lay_lora(model: Any, folder: Path) -> Any:  # noqa: ANN401
-    """Put LoRA weights on a base, un-merged.
+def _lay_lora(model: Any, folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """Put LoRA weights on a base, un-merged, in the dtype of the arithmetic.
 
     An old ``adapter_model.bin`` is a pickle; peft reads it with ``weights_only=True``.
 
@@ -256,10 +273,20 @@ def _lay_lora(model: Any, folder: Path) -> Any:  # noqa: ANN401
     if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
         raise ModelLoadError(f"{folder} holds no adapter_model.safetensors and no .bin of it")
     try:
-        laid = PeftModel.from_pretrained(model, folder, local_files_only=True)
-    except (RuntimeError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            # peft would lay half a LoRA with no more than a warning.
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            laid = PeftModel.from_pretrained(model, folder, local_files_only=True)
+    except (pickle.UnpicklingError, SafetensorError) as error:
+        raise ModelLoadError(
+            f"the LoRA in {folder} is damaged, or holds more than weights: {error}"
+        ) from error
+    except (RuntimeError, ValueError, KeyError, UserWarning) as error:
         raise ModelLoadError(f"the LoRA in {folder} does not fit its base: {error}") from error
-    b_weights = [p for name, p in laid.named_parameters() if ".lora_B." in name]
+    weights = {name: p for name, p in laid.named_parameters() if ".lora_" in name}
+    for weight in weights.values():  # peft keeps them in float32, for training
+        weight.data = weight.data.to(dtype)
+    b_weights = [p for name, p in weights.items() if ".lora_B." in name]
     if not any(bool(p.any()) for p in b_weights):
         raise ModelLoadError(f"the LoRA in {folder} is empty: every B matrix is zero")
     logger.info("LoRA %s: %d matrix pairs, un-merged", folder.name, len(b_weights))

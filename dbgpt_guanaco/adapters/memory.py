@@ -70,7 +70,12 @@ class MemoryPlan:
 
 
 def plan_memory(
-    folder: Path, config: Mapping[str, Any], quantization: Quantization, *, on_cuda: bool
+    folder: Path,
+    config: Mapping[str, Any],
+    quantization: Quantization,
+    *,
+    on_cuda: bool,
+    lora: Path | None = None,
 ) -> MemoryPlan:
     """Predict what a model folder takes once loaded.
 
@@ -79,6 +84,7 @@ def plan_memory(
         config: Its ``config.json``.
         quantization: How linear weights will be stored, or already are.
         on_cuda: Whether a GPU's working room is to be counted.
+        lora: Folder of a LoRA to be laid on it, kept in 16 bits.
 
     Raises:
         ModelLoadError: A header is damaged.
@@ -87,6 +93,8 @@ def plan_memory(
         _stored_bytes(name, shape, dtype, quantization)
         for name, shape, dtype in tensor_headers(folder)
     )
+    if lora:
+        weight_bytes += lora_bytes(lora)
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     head_size = int(config.get("head_dim") or config["hidden_size"] // heads)
@@ -95,11 +103,19 @@ def plan_memory(
     return MemoryPlan(math.ceil(weight_bytes), kv_bytes, overhead)
 
 
+def lora_bytes(folder: Path) -> float:
+    """Return what a LoRA takes in 16 bits; of a pickle only the size is known."""
+    if (folder / "adapter_model.safetensors").is_file():
+        return sum(math.prod(shape) * HALF_BYTES for _, shape, _ in tensor_headers(folder))
+    pickled = folder / "adapter_model.bin"
+    return pickled.stat().st_size if pickled.is_file() else 0.0
+
+
 def tensor_headers(folder: Path) -> list[tuple[str, tuple[int, ...], str]]:
     """Return name, shape and dtype of every tensor, from the safetensors headers.
 
     Raises:
-        ModelLoadError: A file ends before its header or its data does.
+        ModelLoadError: A header is damaged, or a file ends before its header or its data does.
     """
     found = []
     for path in sorted(folder.glob("*.safetensors")):
@@ -111,15 +127,15 @@ def tensor_headers(folder: Path) -> list[tuple[str, tuple[int, ...], str]]:
                 raise ModelLoadError(f"{path} is damaged or cut short: its header is not whole")
             try:
                 header = json.loads(file.read(length))
-            except ValueError:
-                raise ModelLoadError(f"{path} is damaged: its header is not JSON") from None
-        header.pop("__metadata__", None)
-        end = max((t["data_offsets"][1] for t in header.values()), default=0)
+                header.pop("__metadata__", None)
+                end = max((t["data_offsets"][1] for t in header.values()), default=0)
+                found += [(n, tuple(t["shape"]), str(t["dtype"])) for n, t in header.items()]
+            except (ValueError, TypeError, LookupError):
+                raise ModelLoadError(f"{path} is damaged: its header cannot be read") from None
         if 8 + length + end > size:
             raise ModelLoadError(
                 f"{path} is cut short: {size} bytes of {8 + length + end}; fetch it again"
             )
-        found += [(name, tuple(t["shape"]), str(t["dtype"])) for name, t in header.items()]
     return found
 
 

@@ -6,11 +6,17 @@ own cache, which resumes an interrupted download.
 
 import json
 import logging
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import constants, list_repo_files, snapshot_download
+from huggingface_hub.errors import (  # type: ignore[attr-defined] # the HTTP client's error
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+)
 from huggingface_hub.utils._validators import validate_repo_id
 
 from dbgpt_guanaco.adapters.demo import ensure_demo_model
@@ -132,17 +138,35 @@ def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
     try:
         if constants.HF_HUB_OFFLINE:
             looked_in.append("the hub was not asked: HF_HUB_OFFLINE is set")
-            raise LocalEntryNotFoundError("offline")  # noqa: TRY301 - one error for both
+            raise LocalEntryNotFoundError("offline")
+        _refuse_pickles(hub, list_repo_files(hub), models_dir / name)
         logger.info("%s: fetching %s from the hub", name, hub)
         return Path(snapshot_download(hub, allow_patterns=LORA_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, OSError) as error:
         if not constants.HF_HUB_OFFLINE:
-            looked_in.append(f"hub {hub}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            reason = str(error).partition("\n")[0]
+            looked_in.append(f"hub {hub}: {type(error).__name__}: {reason}")
         raise ModelNotFoundError(
             name,
             looked_in,
-            f"Fetch it with:  hf download {hub} --local-dir {models_dir / name}",
+            f"Fetch it with:  {command('hf')} download {hub} --local-dir {models_dir / name}",
         ) from None
+
+
+def _refuse_pickles(hub: str, files: list[str], folder: Path) -> None:
+    if any(f.endswith(".safetensors") for f in files) or "adapter_config.json" in files:
+        return
+    if any(f.endswith(".bin") for f in files):
+        raise ModelLoadError(
+            f"{hub} has only pickled weights on the hub, which are not loaded. Fetch them and turn "
+            f"them into safetensors once:\n  {command('hf')} download {hub} --local-dir {folder}\n"
+            f"  {command('dbgpt-guanaco')} convert {folder}"
+        )
+
+
+def command(name: str) -> str:
+    """Return how to call a command that is installed beside this Python."""
+    return name if shutil.which(name) else str(Path(sys.executable).parent / name)
 
 
 def _is_hub_name(name: str) -> bool:
@@ -171,7 +195,7 @@ def _checked(folder: Path) -> Path:
     if missing == ["model.safetensors"] and any(folder.glob("pytorch_model*.bin")):
         raise ModelLoadError(
             f"{folder} holds only pickled weights (pytorch_model*.bin), which are not loaded. "
-            f"Turn them into safetensors once:  dbgpt-guanaco convert {folder}"
+            f"Turn them into safetensors once:  {command('dbgpt-guanaco')} convert {folder}"
         )
     if missing:
         shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")

@@ -86,17 +86,19 @@ class Llama2Template:
     def render(self, messages: Sequence[ChatMessage]) -> RenderedPrompt:
         """Pair questions with answers; neighbours of one role become one message."""
         system, turns = split_system(messages)
+        turns = merge_neighbours(turns)
+        if not turns[0].role == turns[-1].role == "user":
+            raise InvalidRequestError(
+                "messages", "the first and the last message must be the user's"
+            )
         preamble = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
-        text, is_open = "", False
-        for message in merge_neighbours(turns):
+        text = ""
+        for message in turns:
             if message.role == "user":
                 text += f"{'<s>' if text else ''}[INST] {preamble}{message.content.strip()} [/INST]"
-                preamble, is_open = "", True
-            elif is_open:
+                preamble = ""
+            else:
                 text += f" {message.content.strip()} </s>"
-                is_open = False
-        if not is_open:
-            raise InvalidRequestError("messages", "the last message must be the user's")
         return RenderedPrompt(text, add_special_tokens=True)
 
 

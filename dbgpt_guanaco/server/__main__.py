@@ -16,6 +16,7 @@ from dbgpt_guanaco.settings import Settings, load_settings
 from dbgpt_guanaco.types import ModelCard
 
 GRACE_S = 10
+SWITCH_INTERVAL_S = 0.005
 
 
 def main() -> int:
@@ -40,6 +41,9 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> Non
     # Loaded only now: an error in a setting is told before torch takes its seconds.
     from dbgpt_guanaco.engine.factory import create_engine
 
+    # Every operator of a forward pass takes the interpreter's lock anew; while the event loop is
+    # busy, each may wait for a whole switch interval (5 ms by default).
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     engine = create_engine(settings)
     app = create_app(engine, settings.server)
     host, port = listener.getsockname()[:2]
@@ -65,7 +69,7 @@ def summary(card: ModelCard, settings: Settings, address: str) -> Table:
         "weights": f"{card.quantization}, {card.weight_bytes / 2**20:,.0f} MiB measured",
         "arithmetic": f"{card.compute_dtype} on {card.device}",
         "context": f"{card.context_tokens:,} tokens",
-        "at a time": f"{settings.engine.slots} requests, {settings.engine.queue_size} may wait",
+        "at a time": f"{settings.engine.slots} answered, {settings.engine.queue_size} may wait",
         "chat page": f"{address}/",
         "OpenAI clients": f"base_url = {address}/v1",
         "DB-GPT 0.7 and later": f'provider = "proxy/openai", api_base = "{address}/v1"',
@@ -83,7 +87,8 @@ def _bind(host: str, port: int) -> socket.socket:
         ConfigurationError: It is taken, or the address is not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is spelled out because asyncio sets TCP_NODELAY only where it reads "TCP".
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -103,7 +108,7 @@ def _set_up_logging(settings: Settings, console: Console) -> None:
         datefmt="[%X]",
         handlers=[RichHandler(console=console, show_path=False)],
     )
-    for name in ("httpx", "httpcore", "filelock", "asyncio", "urllib3"):
+    for name in ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "asyncio", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It logs every event, text included, at its debug level.
     logging.getLogger("sse_starlette").setLevel(logging.INFO)

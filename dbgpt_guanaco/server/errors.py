@@ -59,6 +59,10 @@ def explain_validation(error: RequestValidationError) -> tuple[str, str | None]:
     problems = list(error.errors())
     if problems and problems[0]["type"] == "json_invalid":
         return f"the body is not JSON: {problems[0].get('ctx', {}).get('error', '')}", None
+    if problems and tuple(problems[0]["loc"]) in (("body",), ()):
+        kind = problems[0]["type"]
+        if kind in ("missing", "model_attributes_type", "model_type", "dict_type"):
+            return "the body must be a JSON object, sent with Content-Type: application/json", None
     # A union reports each branch; the field and the first complaint are enough for a person.
     first: dict[str, str] = {}
     for problem in problems:
@@ -67,7 +71,7 @@ def explain_validation(error: RequestValidationError) -> tuple[str, str | None]:
         shown = "is not a field of this request" if problem["type"] == "extra_forbidden" else ""
         if problem["type"] == "extra_forbidden":
             field = ".".join(place)
-        first.setdefault(field, shown or problem["msg"])
+        first.setdefault(field, shown or problem["msg"].removeprefix("Value error, "))
     parameter = next(iter(first), None)
     return "; ".join(f"{field}: {text}" for field, text in first.items()), parameter
 

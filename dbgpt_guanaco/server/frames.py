@@ -7,7 +7,7 @@ from typing import Any
 from sse_starlette import ServerSentEvent
 
 KEEP_ALIVE = b"\0"
-DONE = ServerSentEvent("[DONE]")
+DONE = ServerSentEvent("[DONE]", sep="\n")
 
 
 def event(value: Mapping[str, Any]) -> ServerSentEvent:
@@ -15,7 +15,7 @@ def event(value: Mapping[str, Any]) -> ServerSentEvent:
 
     Nothing else: a 2023 DB-GPT cannot read comments, names or ids in a stream.
     """
-    return ServerSentEvent(_json(value))
+    return ServerSentEvent(_json(value), sep="\n")
 
 
 def nul_frame(value: Mapping[str, Any]) -> bytes:

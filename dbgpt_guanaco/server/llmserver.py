@@ -159,30 +159,38 @@ def error_text(error: GuanacoError) -> str:
 async def _paced(
     generation: Generation, settings: ServerSettings
 ) -> AsyncGenerator[TextDelta | None, None]:
-    """Join deltas that come within one frame interval; yield None after long silence."""
+    """Join deltas that come within one frame interval; yield None after long silence.
+
+    Raises:
+        GuanacoError: The generation failed; the text before it was yielded first.
+    """
     items = aiter(generation)
     pending: asyncio.Future[TextDelta] | None = None
-    text, last_frame = "", -settings.legacy_frame_s
-    delta: TextDelta | None = None
+    held: TextDelta | None = None
+    next_frame = time.monotonic()
     try:
         while True:
             pending = pending or asyncio.ensure_future(anext(items))
-            due_s = last_frame + settings.legacy_frame_s - time.monotonic()
-            wait_s = max(0.0, due_s) if delta else settings.keep_alive_s
-            done, _ = await asyncio.wait({pending}, timeout=wait_s)
-            if not done and not delta:
-                yield None
+            wait_s = next_frame - time.monotonic() if held else settings.keep_alive_s
+            done, _ = await asyncio.wait({pending}, timeout=max(0.0, wait_s))
             if done:
-                delta, pending = pending.result(), None
-                text += delta.text
-            if delta and (delta.is_last or not done):
-                yield TextDelta(text, delta.usage, delta.finish_reason)
-                if delta.is_last:
+                if held and pending.exception():
+                    yield held
+                held, pending = _joined(held, pending.result()), None
+            if held and (held.is_last or time.monotonic() >= next_frame):
+                yield held
+                if held.is_last:
                     return
-                text, delta, last_frame = "", None, time.monotonic()
+                held, next_frame = None, time.monotonic() + settings.legacy_frame_s
+            elif not done and not held:
+                yield None
     finally:
         if pending:
             pending.cancel()
+
+
+def _joined(held: TextDelta | None, new: TextDelta) -> TextDelta:
+    return TextDelta((held.text if held else "") + new.text, new.usage, new.finish_reason)
 
 
 def _frame(text: str, code: int = 0) -> dict[str, Any]:

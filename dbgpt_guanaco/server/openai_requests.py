@@ -62,6 +62,12 @@ class Message(BaseModel):
         return self.content or ""
 
 
+def _no_tools(value: object) -> object:
+    if value:
+        raise ValueError("tools are not supported")
+    return value
+
+
 class StreamOptions(_Body):
     """What a stream carries beside text."""
 
@@ -87,7 +93,7 @@ class _Sampling(_Body):
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: Annotated[list[str], BeforeValidator(_listed)] | None = None
+    stop: Annotated[list[str], BeforeValidator(_listed), Field(max_length=16)] | None = None
     max_tokens: Count | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -167,7 +173,7 @@ class ChatCompletionRequest(_Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     response_format: TextFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Annotated[list[Any], BeforeValidator(_no_tools)] | None = None
     tool_choice: Literal["none"] | None = None
 
     @property

@@ -1,0 +1,109 @@
+"""What is particular to the streaming engine."""
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_loaded, tiny_model
+
+from dbgpt_guanaco.engine.streaming import StreamingEngine
+from dbgpt_guanaco.errors import EngineStoppedError, GenerationFailedError
+from dbgpt_guanaco.settings import EngineSettings
+from dbgpt_guanaco.types import GenerationRequest, SamplingParams
+
+
+def request(prompt: tuple[int, ...], count: int) -> GenerationRequest:
+    sampling = SamplingParams(temperature=0, max_new_tokens=count, logit_bias={2: -100.0})
+    return GenerationRequest(prompt, sampling)
+
+
+async def exhaust(generation: Any) -> None:
+    async for _ in generation:
+        pass
+
+
+async def test_requests_advance_in_turn(llama_tokenizer: Any) -> None:
+    """A request that comes while a long one runs is not kept waiting for its end."""
+    engine = StreamingEngine(tiny_loaded(llama_tokenizer), EngineSettings(slots=2))
+    long = await engine.submit(request((1, 5), 200))
+    await anext(aiter(long))
+
+    short = [delta async for delta in await engine.submit(request((1, 6), 5))]
+
+    assert short[-1].usage.completion_tokens == 5
+    assert engine.load.running == 1
+    long.cancel()
+    engine.close()
+
+
+async def test_a_long_prompt_is_computed_in_chunks_between_the_others(
+    llama_tokenizer: Any,
+) -> None:
+    loaded = tiny_loaded(llama_tokenizer)
+    widths: list[int] = []
+    loaded.model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    engine = StreamingEngine(loaded, EngineSettings(slots=2, prefill_chunk_tokens=16))
+    engine.wait_until_warm()
+    talking = await engine.submit(request((1, 5), 100))
+    await anext(aiter(talking))
+    widths.clear()
+
+    prompt = await engine.submit(request((1, *range(5, 90)), 2))
+    await anext(aiter(prompt))
+
+    chunks = [n for n, width in enumerate(widths) if width > 1]
+    assert [widths[n] for n in chunks] == [16, 16, 16, 16, 16, 6]
+    assert all(later - earlier >= 2 for earlier, later in pairwise(chunks))
+    talking.cancel()
+    prompt.cancel()
+    engine.close()
+
+
+async def test_a_model_that_cannot_compute_is_told_at_once(llama_tokenizer: Any) -> None:
+    model = tiny_model(len(llama_tokenizer))
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(3, 5))
+    engine = StreamingEngine(tiny_loaded(llama_tokenizer, model=model), EngineSettings())
+
+    with pytest.raises(GenerationFailedError, match="first pass"):
+        engine.wait_until_warm()
+    assert not engine.is_alive
+    engine.close()
+
+
+async def test_a_dead_thread_tells_everybody(
+    llama_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = StreamingEngine(tiny_loaded(llama_tokenizer), EngineSettings(slots=1))
+    engine.wait_until_warm()
+    running = await engine.submit(request((1, 5), 200))
+    waiting = await engine.submit(request((1, 6), 5))
+    await anext(aiter(running))
+
+    def die(_turns: object) -> None:
+        raise SystemError("a bug in the loop")
+
+    monkeypatch.setattr(engine, "_step", die)
+    for generation in (running, waiting):
+        with pytest.raises(EngineStoppedError):
+            await asyncio.wait_for(exhaust(generation), timeout=1)
+    assert not engine.is_alive
+    with pytest.raises(EngineStoppedError):
+        await engine.submit(request((1, 5), 1))
+    engine.close()
+
+
+async def test_a_reader_whose_loop_is_gone_stops_nobody(llama_tokenizer: Any) -> None:
+    engine = StreamingEngine(tiny_loaded(llama_tokenizer), EngineSettings(slots=2))
+
+    def other_loop() -> None:
+        asyncio.run(engine.submit(request((1, 5), 20)))
+
+    await asyncio.to_thread(other_loop)
+    deltas = [delta async for delta in await engine.submit(request((1, 6), 5))]
+
+    assert deltas[-1].usage.completion_tokens == 5
+    engine.close()

@@ -1,0 +1,107 @@
+"""Engines and tokenizers that behave, without a model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from dbgpt_guanaco.adapters.guanaco import GuanacoAdapter
+from dbgpt_guanaco.adapters.template import PromptTemplate
+from dbgpt_guanaco.errors import GuanacoError, InvalidRequestError
+from dbgpt_guanaco.types import (
+    EngineLoad,
+    FinishReason,
+    GenerationRequest,
+    ModelCard,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
+
+PROMPT_TOKENS = 7
+
+
+class ScriptedGeneration:
+    """Yields a script's texts, one token each; raises an error that stands in it."""
+
+    prompt_text = "the prompt: "
+
+    def __init__(
+        self, script: Sequence[str | GuanacoError], *, endless: bool, logprobs: bool
+    ) -> None:
+        self._script, self._endless, self._logprobs = script, endless, logprobs
+        self.cancelled = asyncio.Event()
+        self.was_read = False
+
+    def __aiter__(self) -> AsyncIterator[TextDelta]:
+        return self._deltas()
+
+    async def _deltas(self) -> AsyncIterator[TextDelta]:
+        self.was_read = True
+        count = 0
+        for item in self._script:
+            if isinstance(item, GuanacoError):
+                raise item
+            count += 1
+            yield self._delta(item, count, None)
+            await asyncio.sleep(0)
+        if self._endless:
+            await self.cancelled.wait()
+        yield self._delta("", count, "cancelled" if self._endless else "stop")
+
+    def _delta(self, text: str, count: int, reason: FinishReason | None) -> TextDelta:
+        told: tuple[TokenLogprob, ...] = ()
+        if self._logprobs and text:
+            other = TokenLogprob(9, "other", b"other", -2.0)
+            told = (TokenLogprob(count, text, text.encode(), -0.5, (other,)),)
+        return TextDelta(text, Usage(PROMPT_TOKENS, count), reason, told)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class ScriptedEngine:
+    """Answers every request with the same script."""
+
+    template: PromptTemplate = GuanacoAdapter.template
+
+    def __init__(
+        self,
+        *script: str | GuanacoError,
+        refuse: GuanacoError | None = None,
+        refuse_after: int = 0,
+        endless: bool = False,
+        name: str = "scripted",
+        aliases: tuple[str, ...] = (),
+    ) -> None:
+        self._script, self._refuse, self._endless = script, refuse, endless
+        self._refuse_after = refuse_after
+        self.card = ModelCard(name, aliases, "guanaco", "nf4", "bfloat16", "cpu", 2048, 1000)
+        self.requests: list[GenerationRequest] = []
+        self.generations: list[ScriptedGeneration] = []
+        self.is_alive, self.is_closed = True, False
+
+    @property
+    def load(self) -> EngineLoad:
+        return EngineLoad(running=1, waiting=2, slots=5, queue_size=64)
+
+    async def submit(self, request: GenerationRequest) -> ScriptedGeneration:
+        if self._refuse and len(self.requests) >= self._refuse_after:
+            raise self._refuse
+        self.requests.append(request)
+        logprobs = request.sampling.logprobs
+        generation = ScriptedGeneration(self._script, endless=self._endless, logprobs=logprobs)
+        self.generations.append(generation)
+        return generation
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [1] * add_special_tokens + [len(word) for word in text.split()]
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        if 999 in token_ids:
+            raise InvalidRequestError("prompt", "token id 999 is not below 500")
+        return " ".join("x" * i for i in token_ids)
+
+    async def embed(self, text: str) -> list[float]:
+        return [float(len(text)), 0.5]
+
+    def close(self) -> None:
+        self.is_closed = True

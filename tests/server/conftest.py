@@ -1,0 +1,26 @@
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from dbgpt_guanaco.server.app import create_app
+from dbgpt_guanaco.settings import ServerSettings
+
+Connect = Callable[..., httpx.AsyncClient]
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Return a maker of clients that talk to an app over a fake engine, without a network."""
+    clients: list[httpx.AsyncClient] = []
+
+    def make(engine: Any, **settings: Any) -> httpx.AsyncClient:
+        app = create_app(engine, ServerSettings(**settings))
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        clients.append(httpx.AsyncClient(transport=transport, base_url="http://test"))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        await client.aclose()

@@ -1,0 +1,36 @@
+from typing import Any
+
+import pytest
+from fakes import ScriptedEngine
+
+from dbgpt_guanaco.server.app import create_app
+
+
+@pytest.mark.parametrize(("path", "word"), [("/health", "ok"), ("/ready", "ready")])
+async def test_a_server_says_how_busy_it_is(connect: Any, path: str, word: str) -> None:
+    response = await connect(ScriptedEngine()).get(path)
+
+    assert response.json() == {
+        "status": word, "model": "scripted", "running": 1, "waiting": 2, "slots": 5,
+        "queue_size": 64,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_a_dead_engine_is_a_503(connect: Any, path: str) -> None:
+    engine = ScriptedEngine()
+    engine.is_alive = False
+
+    response = await connect(engine).get(path)
+
+    assert response.status_code == 503
+    assert response.json()["status"] == "failed"
+
+
+async def test_the_app_closes_its_engine() -> None:
+    engine = ScriptedEngine()
+    app = create_app(engine)
+
+    async with app.router.lifespan_context(app):
+        assert not engine.is_closed
+    assert engine.is_closed
