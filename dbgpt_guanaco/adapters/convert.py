@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -56,9 +57,16 @@ def _target_name(number: int, count: int) -> str:
 
 def _read(source: Path) -> dict[str, torch.Tensor]:
     try:
-        state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # Only a zip archive can be mapped; torch before 1.6 wrote none.
+        is_zip = zipfile.is_zipfile(source)
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=is_zip)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise ModelLoadError(f"{source} is damaged, or holds more than weights: {error}") from None
+    is_weights = isinstance(state, dict) and all(
+        isinstance(tensor, torch.Tensor) for tensor in state.values()
+    )
+    if not is_weights:
+        raise ModelLoadError(f"{source} holds more than weights")
     # Cloned: safetensors refuses tensors that share memory, and rotary tables are computed.
     return {
         name: tensor.clone().contiguous()

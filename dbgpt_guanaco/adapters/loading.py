@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dbgpt_guanaco.adapters.base import BaseLLMAdapter
+from dbgpt_guanaco.adapters.cpu_linear import flatten_inputs
 from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
@@ -81,6 +82,8 @@ def load_model(
     model = _load_weights(source.model_path, config, quantization, dtype, device, settings)
     if source.lora_path:
         model = _lay_lora(model, source.lora_path, dtype)
+    if device.type == "cpu":
+        flatten_inputs(model)
     model.eval()
     model.requires_grad_(False)
     stop_token_ids = _stop_token_ids(model, tokenizer, adapter)
@@ -277,7 +280,7 @@ def _lay_lora(model: Any, folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN
             # peft would lay half a LoRA with no more than a warning.
             warnings.filterwarnings("error", "Found missing adapter keys")
             laid = PeftModel.from_pretrained(model, folder, local_files_only=True)
-    except (pickle.UnpicklingError, SafetensorError) as error:
+    except (pickle.UnpicklingError, SafetensorError, EOFError, IndexError) as error:
         raise ModelLoadError(
             f"the LoRA in {folder} is damaged, or holds more than weights: {error}"
         ) from error

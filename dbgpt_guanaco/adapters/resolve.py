@@ -102,8 +102,8 @@ def missing_files(folder: Path) -> list[str]:
     if index.is_file():
         shards = set(json.loads(index.read_text())["weight_map"].values())
         return sorted(shard for shard in shards if not (folder / shard).is_file())
-    has_weights = any(folder.glob("*.safetensors"))
-    return [] if has_weights else ["model.safetensors"]
+    # A shard without its index is no model: a conversion or a download ended early.
+    return [] if (folder / "model.safetensors").is_file() else ["model.safetensors"]
 
 
 def _find(name: str, settings: ModelSettings) -> Path:

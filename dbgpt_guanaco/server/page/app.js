@@ -1,7 +1,8 @@
 // The chat page: puts the parts together and decides what happens when.
 
+import { fail, writeAnswer } from '/page/answering.js';
 import { Server, ServerError } from '/page/api.js';
-import { copyText } from '/page/clipboard.js';
+import { copyWith } from '/page/clipboard.js';
 import { historyOf, Memory, newAnswer } from '/page/conversation.js';
 import { describeHealth, HealthWatch } from '/page/health.js';
 import { AnswerView, Log, QuestionView } from '/page/log.js';
@@ -10,7 +11,6 @@ import { ModelPicker } from '/page/models.js';
 import { SamplingForm } from '/page/sampling.js';
 import { SettingsPanel } from '/page/settings.js';
 import { Language } from '/page/strings.js';
-import { Timing } from '/page/timing.js';
 
 const byId = (id) => document.getElementById(id);
 
@@ -136,35 +136,12 @@ class App {
     const view = this.#show(answer);
     this.#log.follow();
     const controller = this.#begin();
-    const timing = new Timing();
-    const wait = () => {
-      if (answer.content === '') view.wait(timing.waitedSeconds, this.#health?.waiting ?? 0);
-    };
-    const clock = setInterval(wait, 100);
-    wait();
+    const chunks = this.#server.chat(body, controller.signal);
     try {
-      await this.#receive(this.#server.chat(body, controller.signal), answer, view, timing);
-    } catch (error) {
-      fail(answer, error);
+      await writeAnswer(answer, view, chunks, () => this.#health?.waiting ?? 0);
     } finally {
-      clearInterval(clock);
-      answer.stats = timing.summary();
-      view.finish();
       this.#end(controller, answer);
     }
-  }
-
-  async #receive(chunks, answer, view, timing) {
-    for await (const { text, finishReason, usage } of chunks) {
-      if (usage) timing.onUsage(usage);
-      if (finishReason) answer.state = finishReason === 'length' ? 'length' : 'stop';
-      if (!text) continue;
-      timing.onText();
-      answer.content += text;
-      answer.stats = timing.summary();
-      view.grow();
-    }
-    if (answer.state === 'running') answer.state = 'stop';
   }
 
   #begin() {
@@ -234,12 +211,11 @@ class App {
     this.#notice.textContent = key ? this.#language.text(key, values) : '';
   }
 
-  async #onAction(event) {
+  #onAction(event) {
     const button = event.target.closest('button[data-action]');
-    if (!button) return;
-    const { action } = button.dataset;
+    const action = button?.dataset.action;
     if (action === 'retry') this.#retry();
-    if (action === 'copy-code') this.#copy(button, button.closest('.code').querySelector('code').textContent);
+    if (action === 'copy-code') this.#copy(button, codeOf(button));
     if (action === 'copy-answer') this.#copy(button, this.#answerOf(button).content);
   }
 
@@ -249,14 +225,7 @@ class App {
   }
 
   async #copy(button, text) {
-    if (!(await copyText(text))) {
-      this.#say('copyFailed');
-      return;
-    }
-    button.textContent = this.#language.text('copied');
-    setTimeout(() => {
-      button.textContent = this.#language.text(button.dataset.text);
-    }, 1500);
+    if (!(await copyWith(button, text, this.#language))) this.#say('copyFailed');
   }
 
   // Server, settings, language
@@ -337,14 +306,8 @@ class App {
   }
 }
 
-function fail(answer, error) {
-  if (error.name === 'AbortError') {
-    answer.state = 'stopped';
-    return;
-  }
-  answer.state = 'failed';
-  answer.error = { key: error.key ?? null, message: error.message };
-  if (!(error instanceof ServerError)) throw error;
+function codeOf(button) {
+  return button.closest('.code').querySelector('code').textContent;
 }
 
 new App().start();

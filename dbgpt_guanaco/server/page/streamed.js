@@ -7,6 +7,9 @@ const UNDECIDED = [
   /(?:^|\n\n)\|[^\n]{0,400}\n[|:\- \t]{0,400}$/,
 ];
 
+// A link whose address is still being written is shown as its text.
+const OPEN_LINK = /!?\[([^[\]\n]{1,200})\]\([^()\s]{0,400}$/;
+
 export class StreamedMarkdown {
   #markdown;
   #element;
@@ -82,7 +85,8 @@ function onlyCode(nodes) {
 }
 
 function withoutUndecided(text) {
-  return UNDECIDED.reduce((kept, pattern) => kept.replace(pattern, ''), text);
+  const decided = UNDECIDED.reduce((kept, pattern) => kept.replace(pattern, ''), text);
+  return decided.replace(OPEN_LINK, '$1');
 }
 
 function lengthOfLines(text, lines) {
