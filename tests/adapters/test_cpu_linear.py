@@ -29,6 +29,7 @@ def test_a_single_token_is_multiplied_as_a_matrix() -> None:
 
 
 def test_quantized_layers_are_left_alone() -> None:
-    model = nn.Sequential(Linear4bit(64, 64, bias=False))
+    quantized: nn.Module = Linear4bit(64, 64, bias=False)  # type: ignore[no-untyped-call]
+    model = nn.Sequential(quantized)
 
     assert flatten_inputs(model) == 0

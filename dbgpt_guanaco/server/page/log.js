@@ -163,7 +163,7 @@ function statsText({ firstTokenSeconds, tokens, tokensPerSecond }, language) {
   if (firstTokenSeconds === null) return '';
   const parts = [language.text(tokens === 1 ? 'token' : 'tokens', { tokens })];
   if (tokensPerSecond !== null) {
-    parts.push(language.text('rate', { rate: tokensPerSecond.toFixed(1) }));
+    parts.push(language.text('rate', { rate: tokensPerSecond.toFixed(tokensPerSecond < 100 ? 1 : 0) }));
   }
   parts.push(language.text('firstToken', { seconds: firstTokenSeconds.toFixed(2) }));
   return parts.join(' · ');

@@ -1,0 +1,183 @@
+import json
+import math
+import os
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import lora_weights, make_bpe_tokenizer, make_lora, make_model
+
+from dbgpt_guanaco.adapters import default_registry
+from dbgpt_guanaco.adapters.loading import load_model
+from dbgpt_guanaco.adapters.memory import (
+    CPU_OVERHEAD_BYTES,
+    CUDA_OVERHEAD_BYTES,
+    GIB,
+    MemoryPlan,
+    plan_memory,
+    tensor_headers,
+)
+from dbgpt_guanaco.adapters.resolve import ModelSource
+from dbgpt_guanaco.errors import ModelLoadError, OutOfMemoryError
+from dbgpt_guanaco.settings import ModelSettings, Quantization
+
+
+def test_headers_tell_name_shape_and_dtype_of_every_file(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2, 3)}, tmp_path / "1.safetensors", metadata={"format": "pt"})
+    save_file({"b": torch.zeros(4, dtype=torch.bfloat16)}, tmp_path / "2.safetensors")
+
+    assert tensor_headers(tmp_path) == [("a", (2, 3), "F32"), ("b", (4,), "BF16")]
+
+
+@pytest.mark.parametrize("kept", [-1, 200, 20, 8, 7, 0])
+def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(100, 3)}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors is .*cut short"):
+        tensor_headers(tmp_path)
+
+
+@pytest.mark.parametrize("header", [b"not json", b"\xff\xfe\x00", b"[]", b'{"a": 1}', b'{"a": {}}'])
+def test_a_header_that_is_damaged_is_refused(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors is damaged"):
+        tensor_headers(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model whose linear weights dominate, as in a real one."""
+    folder = tmp_path_factory.mktemp("wide")
+    make_model(folder, hidden_size=256, intermediate_size=1024, num_key_value_heads=4)
+    return make_bpe_tokenizer(folder)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+def test_the_weights_are_predicted_within_five_percent(
+    wide_model: Path, quantization: Quantization
+) -> None:
+    settings = ModelSettings(name="x", adapter="vicuna", quantization_override=quantization)
+    loaded = load_model(ModelSource("x", wide_model, None, ("x",)), settings, default_registry())
+    config = json.loads((wide_model / "config.json").read_text())
+
+    plan = plan_memory(wide_model, config, quantization, on_cuda=False)
+
+    assert plan.weight_bytes == pytest.approx(loaded.card.weight_bytes, rel=0.05)
+
+
+def test_keys_and_values_are_counted_in_every_layer_and_kv_head(wide_model: Path) -> None:
+    config = {
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 32,
+    }
+
+    def kv_bytes(**changes: int | None) -> int:
+        return plan_memory(wide_model, config | changes, "none", on_cuda=False).kv_bytes_per_token
+
+    assert kv_bytes() == 2 * 32 * 8 * 128 * 2
+    assert kv_bytes(num_key_value_heads=None) == 2 * 32 * 32 * 128 * 2
+    assert kv_bytes(head_dim=64) == 2 * 32 * 8 * 64 * 2
+    assert kv_bytes(head_dim=None) == kv_bytes()
+
+
+def test_a_gpu_needs_more_working_room(wide_model: Path) -> None:
+    config = json.loads((wide_model / "config.json").read_text())
+
+    on_cpu = plan_memory(wide_model, config, "nf4", on_cuda=False)
+    on_gpu = plan_memory(wide_model, config, "nf4", on_cuda=True)
+
+    assert on_cpu.overhead_bytes == CPU_OVERHEAD_BYTES
+    assert on_gpu.overhead_bytes == CUDA_OVERHEAD_BYTES > CPU_OVERHEAD_BYTES
+    assert on_cpu.weight_bytes == on_gpu.weight_bytes
+
+
+def test_a_lora_is_counted_in_sixteen_bits(wide_model: Path, tmp_path: Path) -> None:
+    config = json.loads((wide_model / "config.json").read_text())
+    weights = lora_weights(width=256)
+    safe = make_lora(tmp_path / "safe", weights)
+    pickled = make_lora(tmp_path / "pickled", weights, kind="bin")
+
+    def weight_bytes(lora: Path | None) -> int:
+        return plan_memory(wide_model, config, "nf4", on_cuda=False, lora=lora).weight_bytes
+
+    added = weight_bytes(safe) - weight_bytes(None)
+    assert added == sum(2 * tensor.numel() for tensor in weights.values())
+    assert weight_bytes(pickled) - weight_bytes(None) >= added
+
+
+def test_guanaco_33b_fits_a_24_gib_card_in_nf4_only(tmp_path: Path) -> None:
+    hidden, wide, layers, vocab = 6656, 17920, 60, 32000
+    shapes = {"model.embed_tokens.weight": (vocab, hidden), "lm_head.weight": (vocab, hidden)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        for name in "qkvo":
+            shapes[f"{prefix}.self_attn.{name}_proj.weight"] = (hidden, hidden)
+        for name in ("up", "gate", "down"):
+            shapes[f"{prefix}.mlp.{name}_proj.weight"] = (wide, hidden)
+    write_headers_only(tmp_path / "model.safetensors", shapes)
+    config = {"hidden_size": hidden, "num_attention_heads": 52, "num_hidden_layers": layers}
+
+    plan = plan_memory(tmp_path, config, "nf4", on_cuda=True)
+
+    assert 16 * GIB < plan.weight_bytes < 16.5 * GIB
+    plan.check(2048, 24 * GIB, "cuda")
+    heavier: list[Quantization] = ["int8", "none"]
+    for quantization in heavier:
+        with pytest.raises(OutOfMemoryError):
+            plan_memory(tmp_path, config, quantization, on_cuda=True).check(16, 24 * GIB, "cuda")
+
+
+def write_headers_only(path: Path, shapes: dict[str, tuple[int, int]]) -> None:
+    """Write a safetensors file whose weights are a hole that takes no room on the disk."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    written = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(written)) + written)
+    os.truncate(path, 8 + len(written) + end)
+
+
+PLAN = MemoryPlan(weight_bytes=4 * GIB, kv_bytes_per_token=GIB // 1024, overhead_bytes=GIB)
+
+
+def test_what_fits_exactly_is_accepted_and_one_byte_less_is_not() -> None:
+    needed = PLAN.needed_bytes(2048)
+
+    assert needed == 7 * GIB
+    PLAN.check(2048, needed, "cpu")
+    with pytest.raises(OutOfMemoryError):
+        PLAN.check(2048, needed - 1, "cpu")
+
+
+def test_a_refusal_tells_every_number_and_the_context_that_fits() -> None:
+    with pytest.raises(OutOfMemoryError) as caught:
+        PLAN.check(4096, 6 * GIB, "cuda")
+
+    assert str(caught.value) == (
+        "it does not fit cuda: 4.00 GiB of weights, 4.00 GiB of cache for one context of 4096 "
+        "tokens and 1.00 GiB of working room need 9.00 GiB, and 6.00 GiB are free; "
+        "MAX_POSITION_EMBEDDINGS=1024 would fit"
+    )
+    PLAN.check(1024, 6 * GIB, "cuda")
+
+
+def test_a_context_too_small_to_talk_in_is_not_advised() -> None:
+    with pytest.raises(OutOfMemoryError, match="choose a smaller model, or a stronger quantiz"):
+        PLAN.check(4096, 5 * GIB + GIB // 8, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("available", "tokens"),
+    [(0, 0), (5 * GIB, 0), (5 * GIB + GIB // 1024, 1), (6 * GIB, 1024)],
+)
+def test_tokens_that_fit_beside_the_weights(available: int, tokens: int) -> None:
+    assert PLAN.kv_tokens(available) == tokens
