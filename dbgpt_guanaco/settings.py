@@ -120,7 +120,7 @@ class ServerSettings(_Group):
     port: int = _env("MODEL_PORT", 8000, "port to listen on", ge=0, le=65535)
     temperature: float = _env(
         "TEMPERATURE",
-        0.7,
+        0.2,
         "temperature of requests that name none",
         ge=0,
         le=100,

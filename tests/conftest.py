@@ -1,9 +1,17 @@
 """Models that many tests share, loaded once."""
 
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import settings as hypothesis_settings
 from tokenizers_for_tests import train_llama_tokenizer
@@ -47,3 +55,49 @@ def demo_tokenizer(demo_model: LoadedModel) -> Any:
 def llama_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Sentencepiece with byte fallback."""
     return train_llama_tokenizer(tmp_path_factory.mktemp("llama-tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """Run ``python -m dbgpt_guanaco.server`` and return its address and process id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("GUANACO_")},
+        "MODEL_PORT": str(port),
+        "GUANACO_MODELS_DIR": str(ROOT / "models"),
+        "GUANACO_DEVICE": "cpu",
+        "GUANACO_ALIASES": "gpt-3.5-turbo",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment.pop("LLM_MODEL", None)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dbgpt_guanaco.server"],
+            cwd=log.parent,  # no .env here: the demo model is served
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{address}/ready").status_code == 200:
+                    break
+            time.sleep(0.1)
+        assert "dbgpt_guanaco is ready" in log.read_text()
+        yield address, process.pid
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) in (0, -signal.SIGTERM)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    text = log.read_text()
+    assert "Traceback" not in text
+    assert "capital" not in text  # neither prompts nor answers are logged

@@ -2,15 +2,9 @@
 
 import contextlib
 import json
-import os
-import signal
 import socket
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -18,7 +12,6 @@ import openai
 import psutil
 import pytest
 
-ROOT = Path(__file__).parent.parent
 NAME = "smollm2-135m-instruct"
 QUESTION = "What is the capital of France?"
 CHAT = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
@@ -26,55 +19,9 @@ CHAT = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
 FREE_WITHIN_S = 0.25
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """Run ``python -m dbgpt_guanaco.server`` and return its address and process id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("GUANACO_")},
-        "MODEL_PORT": str(port),
-        "GUANACO_MODELS_DIR": str(ROOT / "models"),
-        "GUANACO_DEVICE": "cpu",
-        "GUANACO_ALIASES": "gpt-3.5-turbo",
-        "HF_HUB_OFFLINE": "1",
-    }
-    environment.pop("LLM_MODEL", None)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dbgpt_guanaco.server"],
-            cwd=log.parent,  # no .env here: the demo model is served
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{address}/ready").status_code == 200:
-                    break
-            time.sleep(0.1)
-        assert "dbgpt_guanaco is ready" in log.read_text()
-        yield address, process.pid
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) in (0, -signal.SIGTERM)
-    finally:
-        if process.poll() is None:
-            process.kill()
-    text = log.read_text()
-    assert "Traceback" not in text
-    assert "capital" not in text  # neither prompts nor answers are logged
-
-
 @pytest.fixture
-def client(server: tuple[str, int]) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server[0], timeout=60) as client:
+def client(real_server: tuple[str, int]) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=real_server[0], timeout=60) as client:
         yield client
 
 
@@ -86,6 +33,20 @@ def seconds_until_free(client: httpx.Client) -> float:
             return time.monotonic() - start
         assert time.monotonic() - start < 30
         time.sleep(0.01)  # asking without a pause would take the processor from the engine
+
+
+def assert_free_in_time(leave: Callable[[], float]) -> None:
+    """Let clients leave, three at a time, until the middle one's place was free in time.
+
+    A busy machine makes a round slow, so there are several; a server that is too slow by
+    itself fails them all.
+    """
+    rounds = []
+    for _ in range(4):
+        rounds.append(sorted(leave() for _ in range(3)))
+        if rounds[-1][1] < FREE_WITHIN_S:
+            return
+    pytest.fail(f"seconds until the place was free: {rounds}")
 
 
 def test_models_are_named(client: httpx.Client) -> None:
@@ -108,8 +69,8 @@ def test_it_knows_the_capital_of_france(client: httpx.Client) -> None:
     assert last["text"] == chat["choices"][0]["message"]["content"]
 
 
-def test_openais_own_client_is_served(server: tuple[str, int]) -> None:
-    client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0)
+def test_openais_own_client_is_served(real_server: tuple[str, int]) -> None:
+    client = openai.OpenAI(base_url=f"{real_server[0]}/v1", api_key="none", max_retries=0)
     messages: Any = CHAT["messages"]
 
     stream = client.chat.completions.create(
@@ -164,12 +125,16 @@ LONG = {"role": "user", "content": "word " * 3000}
 @pytest.mark.parametrize("after_bytes", [0, 1, 400])
 @pytest.mark.parametrize(("path", "body"), LEAVING)
 def test_a_client_that_leaves_frees_its_place(
-    server: tuple[str, int], client: httpx.Client, path: str, body: dict[str, Any], after_bytes: int
+    real_server: tuple[str, int],
+    client: httpx.Client,
+    path: str,
+    body: dict[str, Any],
+    after_bytes: int,
 ) -> None:
-    host, port = "127.0.0.1", int(server[0].rsplit(":", 1)[1])
+    host, port = "127.0.0.1", int(real_server[0].rsplit(":", 1)[1])
     content = json.dumps(body).encode()
-    times = []
-    for _ in range(3):
+
+    def leave() -> float:
         with socket.create_connection((host, port)) as connection:
             connection.sendall(
                 f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -180,25 +145,23 @@ def test_a_client_that_leaves_frees_its_place(
             received = 0
             while received < after_bytes and body.get("stream", path == "/generate_stream"):
                 received += len(connection.recv(400))
-        times.append(seconds_until_free(client))
+        return seconds_until_free(client)
 
-    # The middle of three: the machine that runs the tests may be busy with something else.
-    assert statistics.median(times) < FREE_WITHIN_S, times
+    assert_free_in_time(leave)
 
 
 def test_a_client_that_leaves_during_a_long_prompt_frees_its_place(
-    server: tuple[str, int], client: httpx.Client
+    real_server: tuple[str, int], client: httpx.Client
 ) -> None:
-    times = []
-    for _ in range(3):
+    def leave() -> float:
         with (
             contextlib.suppress(httpx.ReadTimeout),
-            httpx.Client(base_url=server[0], timeout=0.8) as impatient,
+            httpx.Client(base_url=real_server[0], timeout=0.8) as impatient,
         ):
             impatient.post("/v1/chat/completions", json=CHAT | {"messages": [LONG]})
-        times.append(seconds_until_free(client))
+        return seconds_until_free(client)
 
-    assert statistics.median(times) < FREE_WITHIN_S, times
+    assert_free_in_time(leave)
 
 
 def wait_until_running(client: httpx.Client) -> None:
@@ -222,9 +185,9 @@ def wait_until_running(client: httpx.Client) -> None:
     ],
 )
 def test_after_bad_input_everything_is_as_before(
-    server: tuple[str, int], client: httpx.Client, content: bytes
+    real_server: tuple[str, int], client: httpx.Client, content: bytes
 ) -> None:
-    process = psutil.Process(server[1])
+    process = psutil.Process(real_server[1])
     client.get("/health")
     threads = process.num_threads()
 

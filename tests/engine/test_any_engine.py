@@ -436,9 +436,14 @@ async def test_one_failure_leaves_the_neighbours_alone(
     assert [text_of(r) for r in results[:3] if not isinstance(r, BaseException)] == [expected] * 3
 
 
+def engine_threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name == "guanaco-engine"}
+
+
 async def test_closing_ends_everybody_and_leaves_no_thread(make_engine: MakeEngine) -> None:
-    before = threading.active_count()
+    before = engine_threads()
     engine = make_engine(slots=1)
+    assert len(engine_threads()) == len(before) + 1
     endless = ask(max_new_tokens=200, logit_bias={2: -100.0})
     running, waiting = await engine.submit(endless), await engine.submit(endless)
     await anext(aiter(running))
@@ -452,8 +457,7 @@ async def test_closing_ends_everybody_and_leaves_no_thread(make_engine: MakeEngi
     with pytest.raises(EngineStoppedError):
         await engine.submit(ask())
     assert not engine.is_alive
-    assert not [t for t in threading.enumerate() if t.name == "guanaco-engine" and t.is_alive()]
-    assert threading.active_count() <= before + 1  # asyncio's own pool for tokenizing
+    assert engine_threads() == before
 
 
 async def test_many_requests_leave_no_thread_behind(engine: Any) -> None:
