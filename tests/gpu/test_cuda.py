@@ -92,10 +92,11 @@ async def test_a_cancel_in_a_long_prompt_frees_the_place(folder: Path) -> None:
 
     start = time.monotonic()
     generation.cancel()
-    while engine.load.running:
-        await asyncio.sleep(0.001)
+    deltas = [delta async for delta in generation]
 
     assert time.monotonic() - start < 0.25
+    assert deltas[-1].finish_reason == "cancelled"
+    assert engine.load.running == 0
     engine.close()
 
 
