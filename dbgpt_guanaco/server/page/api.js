@@ -22,7 +22,9 @@ export class Server {
   /** @returns {Promise<{status: string, running: number, waiting: number, slots: number}>} */
   async health() {
     const response = await this.#fetch('/health', { signal: AbortSignal.timeout(5000) });
-    return json(response); // a server that is not ready says so with 503 and the same object
+    const health = await json(response); // a failed engine says so with 503 and the same object
+    if (typeof health.status !== 'string') throw new ServerError('', { key: 'unreadable' });
+    return health;
   }
 
   /**

@@ -60,7 +60,7 @@ export const STRINGS = {
     unreadable: 'The server sent something this page cannot read.',
     unsetHint: 'An empty field is not sent: the server then uses its own value.',
     waiting: 'Waiting for the first token · {seconds} s',
-    waitingInLine: 'Waiting in line, {waiting} waiting in all · {seconds} s',
+    waitingInLine: 'Waiting for the first token · {waiting} in line · {seconds} s',
   },
   zh: {
     apiKey: 'API 密钥',
@@ -121,7 +121,7 @@ export const STRINGS = {
     unreadable: '服务器返回了无法识别的内容。',
     unsetHint: '留空的字段不会发送，由服务器决定取值。',
     waiting: '等待首个 token · {seconds} 秒',
-    waitingInLine: '排队中，共 {waiting} 个请求等待 · {seconds} 秒',
+    waitingInLine: '等待首个 token · {waiting} 个请求排队 · {seconds} 秒',
   },
 };
 
