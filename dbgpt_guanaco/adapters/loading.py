@@ -1,8 +1,6 @@
 """Folders → a model ready to generate. What was asked for is loaded, or an error says why not."""
 
 import logging
-import pickle
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from dbgpt_guanaco.adapters.base import BaseLLMAdapter
 from dbgpt_guanaco.adapters.cpu_linear import flatten_inputs
+from dbgpt_guanaco.adapters.lora import lay_lora
 from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import ModelSource
 from dbgpt_guanaco.adapters.template import OwnTemplate, PromptTemplate
-from dbgpt_guanaco.errors import ConfigurationError, ModelLoadError, UnknownModelError
+from dbgpt_guanaco.errors import (
+    ConfigurationError,
+    ModelLoadError,
+    OutOfMemoryError,
+    UnknownModelError,
+)
 from dbgpt_guanaco.settings import ModelSettings, Quantization, memory_bytes
 from dbgpt_guanaco.types import ModelCard
 
@@ -70,7 +74,7 @@ def load_model(
     context_tokens = _context_tokens(config, settings)
     plan = plan_memory(
         source.model_path,
-        config.to_dict(),
+        _sizes(config),
         quantization,
         on_cuda=device.type == "cuda",
         lora=source.lora_path,
@@ -81,7 +85,7 @@ def load_model(
     logger.info("loading %s as %s, %s arithmetic, on %s", source.name, quantization, dtype, device)
     model = _load_weights(source.model_path, config, quantization, dtype, device, settings)
     if source.lora_path:
-        model = _lay_lora(model, source.lora_path, dtype)
+        model = lay_lora(model, source.lora_path, dtype)
     if device.type == "cpu":
         flatten_inputs(model)
     model.eval()
@@ -125,7 +129,13 @@ def _find_adapter(
 ) -> BaseLLMAdapter | None:
     if settings.adapter:
         logger.info("family %s: named by GUANACO_ADAPTER", settings.adapter)
-        return registry.get(settings.adapter)
+        try:
+            return registry.get(settings.adapter)
+        except UnknownModelError:
+            raise ConfigurationError(
+                f"GUANACO_ADAPTER={settings.adapter} is no family; known: "
+                f"{', '.join(registry.names)}"
+            ) from None
     for name in source.family_names:
         try:
             adapter = registry.find(name)
@@ -197,6 +207,11 @@ def _quantization(
             "bitsandbytes checkpoints and plain 16-bit ones can be served"
         )
     kind: Quantization = "nf4" if stored.get("load_in_4bit") else "int8"
+    if kind == "nf4" and stored.get("bnb_4bit_quant_type") != "nf4":
+        raise ModelLoadError(
+            f"{source.model_path} is stored as {stored.get('bnb_4bit_quant_type')}; of 4-bit "
+            "checkpoints only nf4 can be served"
+        )
     if settings.is_quantization_given and settings.quantization != kind:
         raise ConfigurationError(
             f"{source.model_path} is stored as {kind}, but {settings.quantization} was asked for; "
@@ -208,8 +223,21 @@ def _quantization(
     return kind
 
 
+def _sizes(config: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the numbers that memory is planned with; transformers knows each family's names."""
+    text = config.get_text_config()
+    names = (
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_size",
+    )
+    return {name: getattr(text, name, None) for name in names}
+
+
 def _context_tokens(config: Any, settings: ModelSettings) -> int:  # noqa: ANN401
-    own = int(config.max_position_embeddings)
+    own = int(config.get_text_config().max_position_embeddings)
     if settings.context_tokens and settings.context_tokens > own:
         logger.info(
             "MAX_POSITION_EMBEDDINGS=%d is more than the model's own context of %d tokens, "
@@ -245,55 +273,26 @@ def _load_weights(
         max_memory = {i: _gpu_bytes(i, settings) for i in range(gpus)}
         placement = {"device_map": "auto", "max_memory": max_memory}
     is_stored_quantized = getattr(config, "quantization_config", None) is not None
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        quantization_config=None
-        if is_stored_quantized
-        else quantization_config(quantization, dtype),
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        **placement,
-    )
+    wanted = None if is_stored_quantized else quantization_config(quantization, dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            quantization_config=wanted,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **placement,
+        )
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(f"{folder}: the GPU ran out of memory while loading") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
     spilled = {str(d) for d in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"}
     if gpus and spilled:
         raise ModelLoadError(f"parts of the model fell to {', '.join(spilled)}: too little memory")
     return model
-
-
-def _lay_lora(model: Any, folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    """Put LoRA weights on a base, un-merged, in the dtype of the arithmetic.
-
-    An old ``adapter_model.bin`` is a pickle; peft reads it with ``weights_only=True``.
-
-    Raises:
-        ModelLoadError: There are no weights, they do not fit the base, or all of B is zero.
-    """
-    from peft import PeftModel
-
-    if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
-        raise ModelLoadError(f"{folder} holds no adapter_model.safetensors and no .bin of it")
-    try:
-        with warnings.catch_warnings():
-            # peft would lay half a LoRA with no more than a warning.
-            warnings.filterwarnings("error", "Found missing adapter keys")
-            laid = PeftModel.from_pretrained(model, folder, local_files_only=True)
-    except (pickle.UnpicklingError, SafetensorError, EOFError, IndexError) as error:
-        raise ModelLoadError(
-            f"the LoRA in {folder} is damaged, or holds more than weights: {error}"
-        ) from error
-    except (RuntimeError, ValueError, KeyError, UserWarning) as error:
-        raise ModelLoadError(f"the LoRA in {folder} does not fit its base: {error}") from error
-    weights = {name: p for name, p in laid.named_parameters() if ".lora_" in name}
-    for weight in weights.values():  # peft keeps them in float32, for training
-        weight.data = weight.data.to(dtype)
-    b_weights = [p for name, p in weights.items() if ".lora_B." in name]
-    if not any(bool(p.any()) for p in b_weights):
-        raise ModelLoadError(f"the LoRA in {folder} is empty: every B matrix is zero")
-    logger.info("LoRA %s: %d matrix pairs, un-merged", folder.name, len(b_weights))
-    return laid
 
 
 def _base_model(model: Any) -> Any:  # noqa: ANN401

@@ -3,11 +3,12 @@
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dbgpt_guanaco.adapters.folder import weight_files
 from dbgpt_guanaco.errors import ModelLoadError, OutOfMemoryError
 from dbgpt_guanaco.settings import Quantization
 
@@ -91,7 +92,7 @@ def plan_memory(
     """
     weight_bytes = sum(
         _stored_bytes(name, shape, dtype, quantization)
-        for name, shape, dtype in tensor_headers(folder)
+        for name, shape, dtype in tensor_headers(weight_files(folder))
     )
     if lora:
         weight_bytes += lora_bytes(lora)
@@ -105,20 +106,21 @@ def plan_memory(
 
 def lora_bytes(folder: Path) -> float:
     """Return what a LoRA takes in 16 bits; of a pickle only the size is known."""
-    if (folder / "adapter_model.safetensors").is_file():
-        return sum(math.prod(shape) * HALF_BYTES for _, shape, _ in tensor_headers(folder))
+    weights = folder / "adapter_model.safetensors"
+    if weights.is_file():
+        return sum(math.prod(shape) * HALF_BYTES for _, shape, _ in tensor_headers([weights]))
     pickled = folder / "adapter_model.bin"
     return pickled.stat().st_size if pickled.is_file() else 0.0
 
 
-def tensor_headers(folder: Path) -> list[tuple[str, tuple[int, ...], str]]:
-    """Return name, shape and dtype of every tensor, from the safetensors headers.
+def tensor_headers(files: Iterable[Path]) -> list[tuple[str, tuple[int, ...], str]]:
+    """Return name, shape and dtype of every tensor of safetensors files, from their headers.
 
     Raises:
         ModelLoadError: A header is damaged, or a file ends before its header or its data does.
     """
     found = []
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in files:
         size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)

@@ -4,7 +4,6 @@ A local model costs no network call. What is not here is fetched from the hub in
 own cache, which resumes an interrupted download.
 """
 
-import json
 import logging
 import shutil
 import sys
@@ -20,6 +19,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined] # the HTTP cl
 from huggingface_hub.utils._validators import validate_repo_id
 
 from dbgpt_guanaco.adapters.demo import ensure_demo_model
+from dbgpt_guanaco.adapters.folder import is_lora, missing_files, read_json
 from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import DEMO_MODEL, ModelSettings
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # A LoRA of 2023 may exist only as adapter_model.bin; a model must be safetensors.
 MODEL_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "*.txt"]
+# The same weights once more, as some repositories carry them.
+OTHER_FORMATS = ["consolidated*", "original/*"]
 LORA_FILES = [*MODEL_FILES, "adapter_model.bin"]
 
 
@@ -82,9 +84,9 @@ def resolve(settings: ModelSettings) -> ModelSource:
     name = Path(settings.name).name
     known = KNOWN_MODELS.get(settings.name)
     found = _find(settings.name, settings)
-    if not _is_lora(found):
+    if not is_lora(found):
         lora = _find(settings.lora, settings) if settings.lora else None
-        if lora and not _is_lora(lora):
+        if lora and not is_lora(lora):
             raise ModelLoadError(f"GUANACO_LORA={settings.lora}: {lora} holds no LoRA weights")
         names = (settings.lora, settings.name) if settings.lora else (settings.name,)
         return ModelSource(name, _checked(found), lora, tuple(map(str, names)))
@@ -92,18 +94,6 @@ def resolve(settings: ModelSettings) -> ModelSource:
         raise ModelLoadError(f"LLM_MODEL={settings.name} is a LoRA itself; drop GUANACO_LORA")
     base = settings.base_model or (known.base if known and known.base else _base_of(found))
     return ModelSource(name, _checked(_find(base, settings)), found, (settings.name, base))
-
-
-def missing_files(folder: Path) -> list[str]:
-    """Return what a model folder lacks to be loaded, by file name."""
-    if not (folder / "config.json").is_file():
-        return ["config.json"]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        return sorted(shard for shard in shards if not (folder / shard).is_file())
-    # A shard without its index is no model: a conversion or a download ended early.
-    return [] if (folder / "model.safetensors").is_file() else ["model.safetensors"]
 
 
 def _find(name: str, settings: ModelSettings) -> Path:
@@ -129,7 +119,7 @@ def _find(name: str, settings: ModelSettings) -> Path:
 def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
     try:
         cached = Path(snapshot_download(hub, local_files_only=True, allow_patterns=LORA_FILES))
-        if _is_lora(cached) or not missing_files(cached):
+        if is_lora(cached) or not missing_files(cached):
             logger.info("%s: found in the hub's cache, %s", name, cached)
             return cached
     except LocalEntryNotFoundError:
@@ -141,7 +131,9 @@ def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
             raise LocalEntryNotFoundError("offline")
         _refuse_pickles(hub, list_repo_files(hub), models_dir / name)
         logger.info("%s: fetching %s from the hub", name, hub)
-        return Path(snapshot_download(hub, allow_patterns=LORA_FILES))
+        return Path(
+            snapshot_download(hub, allow_patterns=LORA_FILES, ignore_patterns=OTHER_FORMATS)
+        )
     except (HTTPError, OSError) as error:
         if not constants.HF_HUB_OFFLINE:
             reason = str(error).partition("\n")[0]
@@ -177,12 +169,8 @@ def _is_hub_name(name: str) -> bool:
     return name.count("/") == 1
 
 
-def _is_lora(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
-
-
 def _base_of(lora: Path) -> str:
-    base = json.loads((lora / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    base = read_json(lora / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise ModelLoadError(
             f"{lora}/adapter_config.json names no base model; name it with GUANACO_BASE_MODEL"

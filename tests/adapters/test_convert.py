@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from dbgpt_guanaco.adapters import convert
 from dbgpt_guanaco.adapters.convert import convert_pickled_weights
-from dbgpt_guanaco.adapters.resolve import missing_files
+from dbgpt_guanaco.adapters.folder import missing_files
 from dbgpt_guanaco.errors import ModelLoadError
 
 

@@ -18,11 +18,12 @@ from tiny_models import (
     make_model,
     make_sentencepiece_tokenizer,
 )
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.guanaco import GuanacoAdapter
 from dbgpt_guanaco.adapters.loading import LoadedModel, load_model
+from dbgpt_guanaco.adapters.memory import plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype
 from dbgpt_guanaco.adapters.resolve import ModelSource
 from dbgpt_guanaco.adapters.template import OwnTemplate
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
 
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
 PROMPT = torch.tensor([[5, 6, 7, 8]])
 
 
@@ -400,7 +402,7 @@ def test_the_family_that_the_settings_name_beats_the_name(plain: Path) -> None:
 
 
 def test_a_family_that_is_none_is_refused(plain: Path) -> None:
-    with pytest.raises(UnknownModelError, match="known: guanaco, llama-2-chat, vicuna"):
+    with pytest.raises(ConfigurationError, match="known: guanaco, llama-2-chat, vicuna"):
         load(plain, adapter="alpaca")
 
 
@@ -464,3 +466,35 @@ def test_code_that_a_model_folder_brings_is_not_executed(
 
     assert "Do you wish to run" not in capsys.readouterr().out
     assert not (tmp_path / "proof").exists()
+
+
+def test_a_stored_fp4_checkpoint_is_not_called_nf4(copy: Path) -> None:
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
+    change_json(copy / "config.json", quantization_config=stored)
+
+    with pytest.raises(ModelLoadError, match="stored as fp4"):
+        load(copy)
+
+
+def test_weights_that_are_no_model_are_one_clear_error(copy: Path) -> None:
+    change_json(copy / "config.json", hidden_size=96)
+
+    with pytest.raises(ModelLoadError, match="cannot be loaded"):
+        load(copy)
+
+
+def test_the_same_weights_in_another_format_are_not_counted(copy: Path) -> None:
+    alone = plan_memory(copy, SIZES, "nf4", on_cuda=False)
+    shutil.copy(copy / "model.safetensors", copy / "consolidated.safetensors")
+
+    assert plan_memory(copy, SIZES, "nf4", on_cuda=False) == alone
+
+
+def test_a_family_that_names_its_sizes_otherwise_is_served(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=400, n_positions=128, n_embd=64, n_layer=2, n_head=4)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    folder = make_bpe_tokenizer(tmp_path / "gpt2", CHAT_TEMPLATE)
+
+    loaded = load(folder, quantization_override="none")
+
+    assert loaded.card.context_tokens == 128

@@ -9,7 +9,8 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from dbgpt_guanaco.adapters import resolve as resolve_module
-from dbgpt_guanaco.adapters.resolve import KNOWN_MODELS, ModelSource, missing_files, resolve
+from dbgpt_guanaco.adapters.folder import missing_files
+from dbgpt_guanaco.adapters.resolve import KNOWN_MODELS, ModelSource, resolve
 from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import DEMO_MODEL, ModelSettings
 
@@ -316,7 +317,12 @@ class FakeHub:
         return self.files
 
     def snapshot_download(
-        self, hub: str, *, local_files_only: bool = False, allow_patterns: list[str]
+        self,
+        hub: str,
+        *,
+        local_files_only: bool = False,
+        allow_patterns: list[str],
+        ignore_patterns: list[str] | None = None,
     ) -> str:
         if local_files_only:
             return only_the_cache(hub, local_files_only=True, allow_patterns=allow_patterns)
@@ -326,13 +332,15 @@ class FakeHub:
         folder = Path("fetched")
         folder.mkdir()
         for name in self.files:
-            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+            is_wanted = any(fnmatch(name, pattern) for pattern in allow_patterns)
+            if is_wanted and not any(fnmatch(name, p) for p in ignore_patterns or []):
                 (folder / name).write_text("{}")
         return str(folder)
 
 
 def test_what_is_nowhere_here_is_fetched_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = FakeHub(monkeypatch, ["config.json", "model.safetensors", "pytorch_model.bin", "x.py"])
+    others = ["pytorch_model.bin", "x.py", "consolidated.00.safetensors"]
+    hub = FakeHub(monkeypatch, ["config.json", "model.safetensors", *others])
 
     source = resolve(ModelSettings(name="org/name"))
 
@@ -410,3 +418,20 @@ def test_every_known_name_is_a_family_or_ships_a_template() -> None:
 
     for name in set(KNOWN_MODELS) - {DEMO_MODEL}:
         assert registry.find(name).name == name.partition("-")[0]
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", "null"])
+def test_a_damaged_index_is_one_clear_error(tmp_path: Path, damaged: str) -> None:
+    folder = make_sharded(tmp_path / "model", present=[1], count=1)
+    (folder / "model.safetensors.index.json").write_text(damaged)
+
+    with pytest.raises(ModelLoadError, match=r"index\.json is damaged"):
+        resolve(ModelSettings(name=str(folder)))
+
+
+def test_a_damaged_lora_config_is_one_clear_error(tmp_path: Path) -> None:
+    folder = make_lora(tmp_path / "lora", base="base")
+    (folder / "adapter_config.json").write_text("{")
+
+    with pytest.raises(ModelLoadError, match=r"adapter_config\.json is damaged"):
+        resolve(ModelSettings(name=str(folder)))
