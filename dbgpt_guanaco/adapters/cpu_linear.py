@@ -9,8 +9,9 @@ from torch.nn import functional
 def flatten_inputs(model: nn.Module) -> int:
     """Let every plain linear layer see its input as a matrix, [B, T, K] as [B·T, K].
 
-    For an input of shape [1, 1, K] in 16 bits torch 2.13 copies the whole weight before it
-    multiplies: 113 ms instead of 8 ms for an output head of 49,152 × 576 on two cores. The
+    For the last token of a longer input, a view of shape [1, 1, K], torch 2.13 copies the whole
+    16-bit weight before it multiplies. The demo model on two cores reads a prompt of 1,024
+    tokens in chunks of 64 in 2.2 s instead of 3.2 s (in 16 bits 1.9 s instead of 3.3 s). The
     sums are the same. Layers of bitsandbytes have kernels of their own and are left alone.
 
     Returns:
