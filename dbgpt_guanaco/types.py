@@ -18,6 +18,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 MAX_STOP_STRINGS = 32
 MAX_STOP_CHARACTERS = 256
 MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 1024
 MAX_SEED = 2**63 - 1
 
 
@@ -85,8 +86,9 @@ class SamplingParams:
         check("frequency_penalty", -2 <= self.frequency_penalty <= 2, "must be from -2 to 2")
         check(
             "logit_bias",
-            all(-100 <= b <= 100 and t >= 0 for t, b in self.logit_bias.items()),
-            "must map token ids to numbers from -100 to 100",
+            len(self.logit_bias) <= MAX_BIASES
+            and all(-100 <= b <= 100 and t >= 0 for t, b in self.logit_bias.items()),
+            f"must map at most {MAX_BIASES} token ids to numbers from -100 to 100",
         )
         check(
             "seed",

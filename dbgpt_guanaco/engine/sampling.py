@@ -22,6 +22,9 @@ from transformers import (
 
 from dbgpt_guanaco.types import SamplingParams
 
+# Below this the likeliest token has all the mass, and logits divided by less overflow.
+LEAST_TEMPERATURE = 1e-4
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -97,7 +100,7 @@ def _warpers(params: SamplingParams) -> LogitsProcessorList:
     """Return transformers' own warpers, in the order of its ``generate``."""
     warpers = LogitsProcessorList()
     if params.temperature not in (0, 1):
-        warpers.append(TemperatureLogitsWarper(float(params.temperature)))
+        warpers.append(TemperatureLogitsWarper(max(params.temperature, LEAST_TEMPERATURE)))
     if params.top_k:
         warpers.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1:

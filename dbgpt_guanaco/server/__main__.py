@@ -47,7 +47,8 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> Non
     engine = create_engine(settings)
     app = create_app(engine, settings.server)
     host, port = listener.getsockname()[:2]
-    console.print(summary(engine.card, settings, f"http://{host}:{port}"))
+    shown = f"[{host}]" if ":" in host else host
+    console.print(summary(engine.card, settings, f"http://{shown}:{port}"))
     config = uvicorn.Config(
         app,
         log_config=None,

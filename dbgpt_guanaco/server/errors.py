@@ -19,6 +19,7 @@ STATUS: dict[type[errors.GuanacoError], int] = {
     errors.EngineStoppedError: 503,
     errors.OutOfMemoryError: 503,
 }
+MAX_MESSAGE_CHARACTERS = 2000
 CODE: dict[type[errors.GuanacoError], str] = {
     errors.UnknownModelError: "model_not_found",
     errors.PromptTooLongError: "context_length_exceeded",
@@ -51,7 +52,14 @@ def error_body(
     kind = {429: "rate_limit_error"}.get(status) or (
         "invalid_request_error" if status < 500 else "server_error"
     )
-    return {"error": {"message": message, "type": kind, "param": parameter, "code": code}}
+    told = _readable(message)
+    named = _readable(parameter) if parameter else None
+    return {"error": {"message": told, "type": kind, "param": named, "code": code}}
+
+
+def _readable(text: str) -> str:
+    """Return what UTF-8 can write, cut to a readable length: a client's own words may be in it."""
+    return text[:MAX_MESSAGE_CHARACTERS].encode("utf-8", "backslashreplace").decode()
 
 
 def explain_validation(error: RequestValidationError) -> tuple[str, str | None]:

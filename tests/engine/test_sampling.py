@@ -65,6 +65,11 @@ def test_temperature_zero_takes_the_likeliest() -> None:
     assert set(draw(SamplingParams(temperature=0, top_k=2), 20)) == {0}
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 5e-324])
+def test_a_tiny_temperature_takes_the_likeliest_too(temperature: float) -> None:
+    assert set(draw(SamplingParams(temperature=temperature), 20, LOGITS * 20)) == {0}
+
+
 def test_a_seed_repeats_its_draws_whatever_else_is_drawn() -> None:
     params = SamplingParams(temperature=1.0, seed=3)
     alone = draw(params, 50)

@@ -426,6 +426,20 @@ async def test_the_same_routes_stand_under_api_v1(connect: Any) -> None:
     assert answer.json()["choices"][0]["message"]["content"] == "Paris"
 
 
+@pytest.mark.parametrize(
+    "change", ['"\\ud800": 1', '"model": "\\ud800"', '"' + "k" * 9999 + '": 1']
+)
+async def test_a_clients_odd_words_do_not_break_the_error(connect: Any, change: str) -> None:
+    response = await connect(ScriptedEngine("a")).post(
+        CHAT,
+        content=f"{json.dumps(HELLO)[:-1]}, {change}}}",
+        headers={"content-type": "application/json"},
+    )
+
+    assert response.status_code in (400, 404)
+    assert 10 < len(error_of(response)["message"]) <= 2100
+
+
 async def test_a_forgotten_content_type_is_named(connect: Any) -> None:
     response = await connect(ScriptedEngine()).post(CHAT, content=json.dumps(HELLO))
 
