@@ -73,8 +73,8 @@ class EngineBusyError(GuanacoError):
 class EngineStoppedError(GuanacoError):
     """The engine takes no more requests."""
 
-    def __init__(self) -> None:
-        super().__init__("the server is shutting down")
+    def __init__(self, reason: str = "the server is shutting down") -> None:
+        super().__init__(reason)
 
 
 class GenerationFailedError(GuanacoError):

@@ -5,6 +5,7 @@ A misspelt ``GUANACO_…`` name is refused; other people's keys are ignored, so 
 can serve both programs.
 """
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -187,8 +188,10 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     known = setting_names()
     unknown = sorted(n for n in given if n.startswith("GUANACO_") and n not in known)
     if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigurationError(
-            f"unknown setting {', '.join(unknown)}; .env.template lists them all"
+            f"unknown setting {', '.join(unknown)}; {hint}.env.template lists them all"
         )
     try:
         environment = _Environment(_env_file=env_file)
@@ -225,7 +228,8 @@ def memory_bytes(text: str) -> int:
 
 def _explain(error: ValidationError) -> str:
     lines = [
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}"
+        f"{'.'.join(map(str, problem['loc']))}={problem['input']}: "
+        f"{problem['msg'].removeprefix('Value error, ')}"
         for problem in error.errors()
     ]
     return "\n".join(lines)

@@ -169,6 +169,7 @@ class TokenLogprob:
     Attributes:
         token: Text of the token; a part of a character shows as U+FFFD.
         raw: Its exact bytes.
+        characters: How many characters of the text it completed.
         top: The likeliest tokens of that step, best first, these without ``top``.
     """
 
@@ -176,6 +177,7 @@ class TokenLogprob:
     token: str
     raw: bytes
     logprob: float
+    characters: int = 0
     top: tuple["TokenLogprob", ...] = ()
 
 

@@ -51,7 +51,7 @@ class ScriptedGeneration:
         told: tuple[TokenLogprob, ...] = ()
         if self._logprobs and text:
             other = TokenLogprob(9, "other", b"other", -2.0)
-            told = (TokenLogprob(count, text, text.encode(), -0.5, (other,)),)
+            told = (TokenLogprob(count, text, text.encode(), -0.5, len(text), (other,)),)
         return TextDelta(text, Usage(PROMPT_TOKENS, count), reason, told)
 
     def cancel(self) -> None:

@@ -29,8 +29,11 @@ def convert_pickled_weights(folder: Path) -> list[Path]:
         ModelLoadError: There are no such files, or one holds more than weights.
     """
     sources = sorted(folder.glob("pytorch_model*.bin"))
+    if not folder.is_dir():
+        raise ModelLoadError(f"there is no folder {folder}")
     if not sources:
-        raise ModelLoadError(f"{folder} holds no pytorch_model*.bin")
+        done = "; it holds safetensors already" if any(folder.glob("*.safetensors")) else ""
+        raise ModelLoadError(f"{folder} holds no pytorch_model*.bin{done}")
     weight_map: dict[str, str] = {}
     written, total_bytes = [], 0
     for number, source in enumerate(sources, start=1):

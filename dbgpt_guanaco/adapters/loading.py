@@ -275,8 +275,9 @@ def _load_weights(
     is_stored_quantized = getattr(config, "quantization_config", None) is not None
     wanted = None if is_stored_quantized else quantization_config(quantization, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             folder,
+            output_loading_info=True,
             config=config,
             quantization_config=wanted,
             dtype=dtype,
@@ -289,6 +290,13 @@ def _load_weights(
         raise OutOfMemoryError(f"{folder}: the GPU ran out of memory while loading") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
+    # transformers fills what is missing with random numbers, and says so only in its log.
+    absent = sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])})
+    if absent:
+        raise ModelLoadError(
+            f"{folder} lacks {len(absent)} of the tensors that its config.json promises: "
+            f"{', '.join(absent[:3])}{' …' if len(absent) > 3 else ''}"
+        )
     spilled = {str(d) for d in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"}
     if gpus and spilled:
         raise ModelLoadError(f"parts of the model fell to {', '.join(spilled)}: too little memory")

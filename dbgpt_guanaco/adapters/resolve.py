@@ -4,13 +4,15 @@ A local model costs no network call. What is not here is fetched from the hub in
 own cache, which resumes an interrupted download.
 """
 
+import difflib
 import logging
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, list_repo_files, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined] # the HTTP client's error
     HFValidationError,
     HTTPError,
@@ -30,6 +32,9 @@ MODEL_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "*.txt"]
 # The same weights once more, as some repositories carry them.
 OTHER_FORMATS = ["consolidated*", "original/*"]
 LORA_FILES = [*MODEL_FILES, "adapter_model.bin"]
+
+
+HUB_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ def _find(name: str, settings: ModelSettings) -> Path:
         if folder.is_dir() and any(folder.iterdir()):
             logger.info("%s: found in %s", name, folder)
             return folder
-        looked_in.append(f"folder {folder}")
+        looked_in.append(f"folder {folder}{' (it is empty)' if folder.is_dir() else ''}")
     if name == DEMO_MODEL:
         return ensure_demo_model(settings.models_dir / DEMO_MODEL)
     hub = KNOWN_MODELS[name].hub if name in KNOWN_MODELS else name
@@ -111,7 +116,8 @@ def _find(name: str, settings: ModelSettings) -> Path:
         raise ModelNotFoundError(
             name,
             [*looked_in, f"known names: {', '.join(KNOWN_MODELS)}"],
-            "Put the model's folder there, or name it as org/name to fetch it from the hub.",
+            _did_you_mean(name, KNOWN_MODELS)
+            + "Put the model's folder there, or name it as org/name to fetch it from the hub.",
         )
     return _fetch(name, hub, looked_in, settings.models_dir)
 
@@ -129,8 +135,10 @@ def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
         if constants.HF_HUB_OFFLINE:
             looked_in.append("the hub was not asked: HF_HUB_OFFLINE is set")
             raise LocalEntryNotFoundError("offline")
-        _refuse_pickles(hub, list_repo_files(hub), models_dir / name)
-        logger.info("%s: fetching %s from the hub", name, hub)
+        logger.info("%s: asking the hub for %s", name, hub)
+        listed = HfApi().model_info(hub, timeout=HUB_TIMEOUT_S).siblings or []
+        _refuse_pickles(hub, [file.rfilename for file in listed], models_dir / name)
+        logger.info("%s: fetching %s", name, hub)
         return Path(
             snapshot_download(hub, allow_patterns=LORA_FILES, ignore_patterns=OTHER_FORMATS)
         )
@@ -141,8 +149,14 @@ def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
         raise ModelNotFoundError(
             name,
             looked_in,
-            f"Fetch it with:  {command('hf')} download {hub} --local-dir {models_dir / name}",
+            f"Fetch it with:  {command('hf')} download {hub} --local-dir {models_dir / name}\n"
+            "(HF_ENDPOINT=https://… before it names a mirror, if the hub is out of reach)",
         ) from None
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}? " if near else ""
 
 
 def _refuse_pickles(hub: str, files: list[str], folder: Path) -> None:

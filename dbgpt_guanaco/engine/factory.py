@@ -1,9 +1,5 @@
 """Settings → a warm engine."""
 
-import sys
-
-import transformers
-
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.loading import load_model
 from dbgpt_guanaco.adapters.resolve import resolve
@@ -17,8 +13,6 @@ def create_engine(settings: Settings) -> StreamingEngine:
     Raises:
         GuanacoError: It cannot be found, or cannot be served as asked.
     """
-    if not sys.stderr.isatty():  # a log is no place for progress bars
-        transformers.utils.logging.disable_progress_bar()
     registry = default_registry()
     loaded = load_model(resolve(settings.model), settings.model, registry)
     engine = StreamingEngine(loaded, settings.engine)

@@ -27,6 +27,7 @@ class PromptEncoder:
         self._backend = tokenizer.backend_tokenizer
         self._bos_token_id, self._context_tokens = bos_token_id, context_tokens
         self._size = len(tokenizer)
+        self._first_id = tokenizer.bos_token_id if bos_token_id is None else bos_token_id
         self._max_characters = context_tokens * MAX_CHARACTERS_PER_TOKEN
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -98,6 +99,6 @@ class PromptEncoder:
         return min(wanted or self._context_tokens, self._context_tokens - 1)
 
     def _newest(self, ids: list[int], count: int) -> list[int]:
-        if self._bos_token_id is not None and ids[0] == self._bos_token_id and count > 1:
+        if ids[0] == self._first_id and count > 1:
             return [ids[0], *ids[len(ids) - count + 1 :]]
         return ids[len(ids) - count :]

@@ -1,5 +1,6 @@
 """What ``generate`` talks to: it hands over tokens and asks whether to stop."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,9 @@ class AnswerStreamer(TextIteratorStreamer):  # type: ignore[misc] # transformers
         self._post = post
         self._reason: FinishReason = "length"
         self._is_prompt, self._tail = True, ""
+        # Drawn tokens with the characters each completed, and how many there were by then.
+        self._pending: deque[tuple[Draw, int, int]] = deque()
+        self._decoded, self._shown = 0, 0
 
     def put(self, value: torch.Tensor) -> None:
         """Take the newest token, shape [1]; the first call brings the prompt.
@@ -68,13 +72,19 @@ class AnswerStreamer(TextIteratorStreamer):  # type: ignore[misc] # transformers
         token_id = int(value.reshape(-1)[0])
         if token_id in self._stop_token_ids:
             self._reason = "stop"
+            self._draws.clear()
             return
-        text = self._stop.feed(self._detokenizer.feed(token_id))
+        new = self._detokenizer.feed(token_id)
+        self._decoded += len(new)
+        self._pending += [(draw, len(new), self._decoded) for draw in self._draws]
+        self._draws.clear()
+        text = self._stop.feed(new)
         if self._stop.stopped:
             self._reason = "stop"
             self._tail = text
             raise GenerationEndedError
         if text:
+            self._shown += len(text)
             self._post(TextDelta(text, self.usage, logprobs=self._take_logprobs()))
 
     def end(self) -> None:
@@ -97,16 +107,23 @@ class AnswerStreamer(TextIteratorStreamer):  # type: ignore[misc] # transformers
                 self._reason = "stop"
             else:
                 text += self._stop.flush()
+        self._shown += len(text)
         return TextDelta(text, self.usage, self._reason, self._take_logprobs())
 
     def _take_logprobs(self) -> tuple[TokenLogprob, ...]:
-        taken = tuple(self._logprob(draw) for draw in self._draws)
-        self._draws.clear()
-        return taken
+        """Return the tokens whose text is shown: one that is held back may be a stop string."""
+        taken = []
+        while self._pending and self._pending[0][2] <= self._shown:
+            draw, characters, _ = self._pending.popleft()
+            taken.append(self._logprob(draw, characters))
+        return tuple(taken)
 
-    def _logprob(self, draw: Draw) -> TokenLogprob:
-        def told(token_id: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-            raw = self._vocabulary.token_bytes(token_id)
-            return TokenLogprob(token_id, raw.decode(errors="replace"), raw, value, top)
+    def _logprob(self, draw: Draw, characters: int) -> TokenLogprob:
+        top = tuple(self._told(token_id, value) for token_id, value in draw.top)
+        return self._told(draw.token_id, draw.logprob, characters, top)
 
-        return told(draw.token_id, draw.logprob, tuple(told(i, value) for i, value in draw.top))
+    def _told(
+        self, token_id: int, value: float, characters: int = 0, top: tuple[TokenLogprob, ...] = ()
+    ) -> TokenLogprob:
+        raw = self._vocabulary.token_bytes(token_id)
+        return TokenLogprob(token_id, raw.decode(errors="replace"), raw, value, characters, top)

@@ -9,6 +9,7 @@ This engine is the reference: any causal LM that transformers can generate with 
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -45,6 +46,7 @@ from dbgpt_guanaco.types import (
     GenerationRequest,
     ModelCard,
     SamplingParams,
+    TextDelta,
 )
 
 logger = logging.getLogger(__name__)
@@ -109,6 +111,8 @@ class StreamingEngine:
     async def submit(self, request: GenerationRequest) -> StreamingGeneration:
         """See ``Engine``."""
         self._check(request.sampling)
+        if self._failure:
+            raise self._stopped()
         input_ids, max_new_tokens = await asyncio.to_thread(self._encoder.fit, request)
         generation = StreamingGeneration(
             request, input_ids, max_new_tokens, self._admission.give_up, self._vocabulary.decode
@@ -133,15 +137,17 @@ class StreamingEngine:
     def close(self) -> None:
         """End every request and the thread; returns when both are gone."""
         for generation in self._admission.close():
-            generation.post(EngineStoppedError())
+            generation.post(self._stopped())
         self._thread.join()
         self._hook.remove()
 
     def _check(self, sampling: SamplingParams) -> None:
-        if any(i >= self._vocabulary_size for i in sampling.logit_bias):
-            raise InvalidRequestError(
-                "logit_bias", f"token ids must be below {self._vocabulary_size}"
-            )
+        for name, ids in (
+            ("logit_bias", sampling.logit_bias),
+            ("stop_token_ids", sampling.stop_token_ids),
+        ):
+            if any(i >= self._vocabulary_size for i in ids):
+                raise InvalidRequestError(name, f"token ids must be below {self._vocabulary_size}")
 
     def _mean_embedding(self, token_ids: Sequence[int]) -> list[float]:
         with torch.no_grad():
@@ -166,7 +172,12 @@ class StreamingEngine:
             self._is_warm.set()
             for generation in [*self._admission.close(), *(t.generation for t in turns)]:
                 self._admission.leave(generation)
-                generation.post(EngineStoppedError())
+                generation.post(self._stopped())
+
+    def _stopped(self) -> EngineStoppedError:
+        if self._failure:
+            return EngineStoppedError("the engine has failed; the server's log says why")
+        return EngineStoppedError()
 
     def _warm_up(self) -> None:
         ids = torch.zeros((1, 2), dtype=torch.long, device=self._device)
@@ -184,13 +195,32 @@ class StreamingEngine:
         if not turns:
             return
         turn = next((t for t in turns if t.generation.is_cancelled), turns[0])
-        turns.remove(turn)
         turn.switch()
+        turns.remove(turn)  # only now: if the switch raises, whoever cleans up must find it
         if not turn.dead:
             turns.append(turn)
 
     def _answer(self, generation: StreamingGeneration) -> None:
         """Run one request from its first token to its last delta, or its error."""
+        outcome: TextDelta | GuanacoError
+        try:
+            outcome = self._last_delta(generation)
+        except torch.OutOfMemoryError as cause:
+            outcome = OutOfMemoryError("the device has no memory left for this request")
+            outcome.__cause__ = cause
+            logger.exception("request %s: out of memory", generation.request.request_id)
+        except Exception as cause:
+            outcome = GenerationFailedError("the model failed on this request; the log says why")
+            outcome.__cause__ = cause
+            logger.exception("request %s failed", generation.request.request_id)
+        # The place is free before the client hears the end, so that it can ask again at once.
+        self._admission.leave(generation)
+        generation.post(outcome)
+        if isinstance(outcome, OutOfMemoryError):
+            torch.cuda.empty_cache()
+
+    def _last_delta(self, generation: StreamingGeneration) -> TextDelta:
+        """Run ``generate``, which posts deltas, and return the one that remains."""
         sampling = generation.request.sampling
         sampler = Sampler(sampling, self._vocabulary_size, self._device)
         stop_token_ids = self._loaded.stop_token_ids | set(sampling.stop_token_ids)
@@ -206,23 +236,9 @@ class StreamingEngine:
             prompt_tokens=len(generation.input_ids),
             post=generation.post,
         )
-        error: GuanacoError | None = None
-        try:
+        with contextlib.suppress(GenerationEndedError):
             self._generate(generation, sampler, streamer, stop_token_ids)
-        except GenerationEndedError:
-            pass
-        except torch.OutOfMemoryError as cause:
-            error = OutOfMemoryError("the device has no memory left for this request")
-            error.__cause__ = cause
-        except Exception as cause:
-            error = GenerationFailedError("the model failed on this request; the log says why")
-            error.__cause__ = cause
-            logger.exception("request %s failed", generation.request.request_id)
-        self._admission.leave(generation)
-        if isinstance(error, OutOfMemoryError):
-            logger.error("request %s: out of memory", generation.request.request_id)
-            torch.cuda.empty_cache()
-        generation.post(error or streamer.last_delta(is_cancelled=generation.is_cancelled))
+        return streamer.last_delta(is_cancelled=generation.is_cancelled)
 
     def _generate(
         self,

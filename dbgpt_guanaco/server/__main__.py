@@ -4,65 +4,115 @@ import logging
 import os
 import socket
 import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
+from sse_starlette.sse import AppStatus
 
+from dbgpt_guanaco.engine.base import Engine
 from dbgpt_guanaco.errors import ConfigurationError, GuanacoError
 from dbgpt_guanaco.server.app import create_app
+from dbgpt_guanaco.server.logs import set_up_logging
 from dbgpt_guanaco.settings import Settings, load_settings
 from dbgpt_guanaco.types import ModelCard
 
+# Time that running answers have once the server is told to stop.
 GRACE_S = 10
-SWITCH_INTERVAL_S = 0.005
 
 
 def main() -> int:
     """Serve until told to stop. Returns the exit status: 2 for what a setting can mend."""
-    console = Console(stderr=True)
+    console = _console()
     try:
         settings = load_settings()
-        _set_up_logging(settings, console)
+        set_up_logging(settings.server.log_level, console)
         listener = _bind(settings.server.host, settings.server.port)
         with listener:
             _serve(settings, listener, console)
     except GuanacoError as error:
-        console.print(f"[bold red]error:[/] {type(error).__name__}", highlight=False)
-        console.print(str(error), markup=False, highlight=False)
+        # Not folded: a command in the message must survive copying.
+        console.print("error:", style="bold red", end=" ")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
 
 
+class GracefulServer(uvicorn.Server):
+    """A uvicorn server that lets answers end, and ends those that do not with an error.
+
+    Args:
+        on_started: Called once the server listens.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, engine: Engine, on_started: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+        self._deadline = threading.Timer(GRACE_S, engine.close)
+        self._deadline.daemon = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take no more connections; a second signal ends at once."""
+        if not self._deadline.is_alive() and not self.should_exit:
+            self._deadline.start()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for what runs."""
+        await super().shutdown(sockets)
+        self._deadline.cancel()
+
+
 def _serve(settings: Settings, listener: socket.socket, console: Console) -> None:
+    logging.getLogger(__name__).info("starting; loading libraries takes some seconds")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a log is no place for progress bars
     # Loaded only now: an error in a setting is told before torch takes its seconds.
     from dbgpt_guanaco.engine.factory import create_engine
 
-    # Every operator of a forward pass takes the interpreter's lock anew; while the event loop is
-    # busy, each may wait for a whole switch interval (5 ms by default).
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     engine = create_engine(settings)
-    app = create_app(engine, settings.server)
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    console.print(summary(engine.card, settings, f"http://{shown}:{port}"))
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     config = uvicorn.Config(
-        app,
+        create_app(engine, settings.server),
         log_config=None,
         log_level=settings.server.log_level,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=GRACE_S + 2,
         ws="none",
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    # Else it cuts every event stream within half a second of the signal.
+    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+    server = GracefulServer(
+        config, engine, lambda: console.print(summary(engine.card, settings, address))
+    )
+    server.run(sockets=[listener])
+
+
+def _console() -> Console:
+    # Wide where nobody looks at it: a folded address cannot be copied out of a log.
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
 def summary(card: ModelCard, settings: Settings, address: str) -> Table:
     """Return what a person wants to know once the server is up."""
     table = Table(title="dbgpt_guanaco is ready", show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     lora = f" + LoRA {card.lora} (un-merged)" if card.lora else ""
     rows = {
         "model": f"{card.name}{lora}" + "".join(f", also {alias}" for alias in card.aliases),
@@ -100,22 +150,6 @@ def _bind(host: str, port: int) -> socket.socket:
             "choose another MODEL_PORT or GUANACO_HOST"
         ) from None
     return listener
-
-
-def _set_up_logging(settings: Settings, console: Console) -> None:
-    logging.basicConfig(
-        level=settings.server.log_level.upper(),
-        format="%(message)s",
-        datefmt="[%X]",
-        handlers=[RichHandler(console=console, show_path=False)],
-    )
-    for name in ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "asyncio", "urllib3"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # It logs every event, text included, at its debug level.
-    logging.getLogger("sse_starlette").setLevel(logging.INFO)
-    # It offers to download a kernel that it has a built-in for.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 if __name__ == "__main__":

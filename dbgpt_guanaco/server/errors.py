@@ -1,6 +1,8 @@
 """Errors → HTTP status and OpenAI's error object."""
 
 import logging
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +21,8 @@ STATUS: dict[type[errors.GuanacoError], int] = {
     errors.EngineStoppedError: 503,
     errors.OutOfMemoryError: 503,
 }
+# What pydantic puts into a location for a branch that it tried.
+UNION_BRANCHES = frozenset({"str", "int"})
 MAX_MESSAGE_CHARACTERS = 2000
 CODE: dict[type[errors.GuanacoError], str] = {
     errors.UnknownModelError: "model_not_found",
@@ -57,6 +61,12 @@ def error_body(
     return {"error": {"message": told, "type": kind, "param": named, "code": code}}
 
 
+def _log_refusal(request: Request, status: int, kind: str, parameter: str | None) -> None:
+    """Say why, for an operator whose client hides it. The value is the client's, so not it."""
+    named = f" ({parameter[:64]!r})" if parameter else ""
+    logger.info("%s answered %d: %s%s", request.url.path, status, kind, named)
+
+
 def _readable(text: str) -> str:
     """Return what UTF-8 can write, cut to a readable length: a client's own words may be in it."""
     return text[:MAX_MESSAGE_CHARACTERS].encode("utf-8", "backslashreplace").decode()
@@ -74,34 +84,50 @@ def explain_validation(error: RequestValidationError) -> tuple[str, str | None]:
     # A union reports each branch; the field and the first complaint are enough for a person.
     first: dict[str, str] = {}
     for problem in problems:
-        place = [str(part) for part in problem["loc"] if part != "body"]
-        field = place[0] if place else "body"
-        shown = "is not a field of this request" if problem["type"] == "extra_forbidden" else ""
-        if problem["type"] == "extra_forbidden":
-            field = ".".join(place)
-        first.setdefault(field, shown or problem["msg"].removeprefix("Value error, "))
-    parameter = next(iter(first), None)
-    return "; ".join(f"{field}: {text}" for field, text in first.items()), parameter
+        place = _place(problem["loc"])
+        is_unknown = problem["type"] == "extra_forbidden"
+        told = "is not a field of this request" if is_unknown else problem["msg"]
+        text = told.removeprefix("Value error, ")
+        first.setdefault(re.split(r"[.[]", place)[0], f"{place}: {text}" if place else text)
+    return "; ".join(first.values()), next(iter(first), None) or None
 
 
-async def on_guanaco_error(_: Request, error: Exception) -> JSONResponse:
+def _place(location: Sequence[str | int]) -> str:
+    """Write where in a body something stands: ``messages[0].role``."""
+    written = ""
+    for part in location:
+        if isinstance(part, int):
+            written += f"[{part}]"
+        elif part != "body" and "[" not in part and part not in UNION_BRANCHES:
+            written += f".{part}" if written else part
+    return written
+
+
+async def on_guanaco_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a deliberate error."""
     assert isinstance(error, errors.GuanacoError)
     status = status_of(error)
+    _log_refusal(request, status, type(error).__name__, getattr(error, "parameter", None))
     return JSONResponse(as_body(error), status, headers_of(status))
 
 
-async def on_validation_error(_: Request, error: Exception) -> JSONResponse:
+async def on_validation_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a body that is not what the route takes."""
     assert isinstance(error, RequestValidationError)
     message, parameter = explain_validation(error)
+    _log_refusal(request, 400, "invalid body", parameter)
     return JSONResponse(error_body(message, 400, parameter=parameter), 400)
 
 
-async def on_http_error(_: Request, error: Exception) -> JSONResponse:
+async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an unknown path, a wrong method, a body that is too large."""
     assert isinstance(error, HTTPException)
-    return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code)
+    message = str(error.detail)
+    if error.status_code in (404, 405):
+        message = f"there is no {request.method} {request.url.path}; /openapi.json lists the paths"
+        if not request.url.path.startswith(("/v1", "/api")):
+            message += ", OpenAI's stand under /v1"
+    return JSONResponse(error_body(message, error.status_code), error.status_code)
 
 
 async def on_any_error(_: Request, error: Exception) -> JSONResponse:

@@ -17,6 +17,7 @@ from dbgpt_guanaco.server.openai_requests import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
+    chat_messages,
 )
 from dbgpt_guanaco.server.responses import EventStream, cancel_all, unless_client_leaves
 from dbgpt_guanaco.settings import ServerSettings
@@ -43,9 +44,9 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation, as one object or as a stream of events."""
     model = _known(engine, body.model)
+    _check_count(body.choices, engine, settings)
     request_id = f"chatcmpl-{uuid.uuid4().hex}"
     wanted = body.to_generation_requests(engine.template, settings.temperature, request_id)
-    _check_count(wanted, settings)
     generations = await _submit_all(engine, wanted)
     answer = Answer(
         kind="chat",
@@ -65,9 +66,9 @@ async def create_completion(
 ) -> Response:
     """Continue a text, as one object or as a stream of events."""
     model = _known(engine, body.model)
+    _check_count(len(body.prompts) * body.choices, engine, settings)
     request_id = f"cmpl-{uuid.uuid4().hex}"
     wanted = body.to_generation_requests(settings.temperature, request_id)
-    _check_count(wanted, settings)
     generations = await _submit_all(engine, wanted)
     answer = Answer(
         kind="completion",
@@ -87,10 +88,9 @@ async def tokenize(body: TokenizeRequest, engine: EngineDep) -> dict[str, Any]:
     """Count a text's or a conversation's tokens, as a request with it would be charged."""
     _known(engine, body.model)
     if body.messages is None:
-        text, add_special_tokens = body.prompt or "", body.add_special_tokens
+        text, add_special_tokens = body.prompt or "", body.add_special_tokens is not False
     else:
-        chat = ChatCompletionRequest(messages=body.messages or [])
-        prompt = engine.template.render(chat.chat_messages)
+        prompt = engine.template.render(chat_messages(body.messages))
         text, add_special_tokens = prompt.text, prompt.add_special_tokens
     token_ids = await engine.tokenize(text, add_special_tokens=add_special_tokens)
     return {
@@ -143,11 +143,11 @@ async def _submit_all(engine: Engine, wanted: Sequence[GenerationRequest]) -> li
     return accepted
 
 
-def _check_count(wanted: Sequence[GenerationRequest], settings: ServerSettings) -> None:
-    if len(wanted) > settings.max_choices:
-        raise InvalidRequestError(
-            "n", f"{len(wanted)} answers are more than the {settings.max_choices} allowed"
-        )
+def _check_count(count: int, engine: Engine, settings: ServerSettings) -> None:
+    """Refuse more answers than are allowed, or than could ever be taken together."""
+    most = min(settings.max_choices, engine.load.slots + engine.load.queue_size)
+    if count > most:
+        raise InvalidRequestError("n", f"{count} answers are more than the {most} allowed")
 
 
 def _known(engine: Engine, name: str | None) -> str:

@@ -77,7 +77,7 @@ class Answer:
                 usages[index] = delta.usage
                 if delta.text or delta.logprobs or not delta.is_last:
                     yield self._chunk(index, self._content(delta, lengths[index]))
-                    lengths[index] += len(delta.text)
+                    lengths[index] += sum(token.characters for token in delta.logprobs)
                 if delta.is_last:
                     empty: dict[str, Any] = {"delta": {}} if self.kind == "chat" else {"text": ""}
                     # DB-GPT reads usage only from a chunk that has a choice.
@@ -184,13 +184,13 @@ async def _merged(
         async for delta in generations[0]:
             yield 0, delta
         return
-    queue: asyncio.Queue[tuple[int, TextDelta] | GuanacoError] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, TextDelta] | Exception] = asyncio.Queue()
 
     async def pump(index: int, generation: Generation) -> None:
         try:
             async for delta in generation:
                 queue.put_nowait((index, delta))
-        except GuanacoError as error:
+        except Exception as error:
             queue.put_nowait(error)
 
     tasks = [asyncio.create_task(pump(i, g)) for i, g in enumerate(generations)]
@@ -198,7 +198,7 @@ async def _merged(
         running = len(generations)
         while running:
             item = await queue.get()
-            if isinstance(item, GuanacoError):
+            if isinstance(item, Exception):
                 raise item
             yield item
             running -= item[1].is_last
@@ -211,14 +211,21 @@ def _chat_logprob(token: TokenLogprob) -> dict[str, Any]:
     return {"token": token.token, "logprob": token.logprob, "bytes": list(token.raw)}
 
 
+def _key(token: TokenLogprob) -> str:
+    """Return a token's text, or its bytes where they are only a part of a character."""
+    if "\ufffd" not in token.token:
+        return token.token
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.raw)
+
+
 def _completion_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
     offsets = []
     for token in tokens:
         offsets.append(offset)
-        offset += len(token.token)
+        offset += token.characters
     return {
         "tokens": [token.token for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [{t.token: t.logprob for t in token.top} for token in tokens],
+        "top_logprobs": [{_key(t): t.logprob for t in token.top} for token in tokens],
         "text_offset": offsets,
     }

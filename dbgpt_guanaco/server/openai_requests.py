@@ -3,6 +3,7 @@
 A field that is not honoured here is refused by name, or pinned to the one value that is.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -21,6 +22,7 @@ ROLES: dict[str, Role] = {
     "ai": "assistant",
 }
 MAX_MESSAGES = 10_000
+MAX_CHOICES = 128  # the ceiling of the setting GUANACO_MAX_N
 # OpenAI's default for completions; chats have none.
 COMPLETION_TOKENS = 16
 
@@ -38,13 +40,21 @@ class TextPart(_Body):
     text: str
 
 
+def _only_text(value: object) -> object:
+    kinds = [p.get("type") for p in value if isinstance(p, dict)] if isinstance(value, list) else []
+    other = next((kind for kind in kinds if kind != "text"), None)
+    if other is not None:
+        raise ValueError("only text is understood, no images and no audio")
+    return value
+
+
 class Message(BaseModel):
     """One message. Fields that clients copy from an answer may stand in it if they are empty."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "human", "ai"]
-    content: str | list[TextPart] | None = None
+    content: Annotated[str | list[TextPart] | None, BeforeValidator(_only_text)] = None
     name: None = None
 
     @model_validator(mode="after")
@@ -66,6 +76,14 @@ def _no_tools(value: object) -> object:
     if value:
         raise ValueError("tools are not supported")
     return value
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+def chat_messages(messages: Sequence[Message]) -> list[ChatMessage]:
+    """Return a conversation in our own roles."""
+    return [ChatMessage(ROLES[m.role], m.text) for m in messages]
 
 
 class StreamOptions(_Body):
@@ -90,7 +108,7 @@ class _Sampling(_Body):
     model: str | None = None
     temperature: float | None = None
     top_p: float | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: Annotated[list[str], BeforeValidator(_listed), Field(max_length=16)] | None = None
@@ -99,8 +117,10 @@ class _Sampling(_Body):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
-    # A name of the caller's own; it has no effect on an answer.
+    # The caller's own notes and permissions; they have no effect on an answer.
     user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: Literal[False] | None = None
     # Beyond OpenAI, named as in vLLM.
     top_k: int | None = None
     min_p: float | None = None
@@ -168,18 +188,14 @@ class _Sampling(_Body):
 class ChatCompletionRequest(_Sampling):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Messages
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     response_format: TextFormat | None = None
     tools: Annotated[list[Any], BeforeValidator(_no_tools)] | None = None
     tool_choice: Literal["none"] | None = None
-
-    @property
-    def chat_messages(self) -> list[ChatMessage]:
-        """The conversation in our own roles."""
-        return [ChatMessage(ROLES[m.role], m.text) for m in self.messages]
+    parallel_tool_calls: bool | None = None  # there are no tools to call
 
     def to_generation_requests(
         self, template: PromptTemplate, default_temperature: float, request_id: str
@@ -191,7 +207,7 @@ class ChatCompletionRequest(_Sampling):
         """
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError("top_logprobs", "needs logprobs")
-        prompt = template.render(self.chat_messages)
+        prompt = template.render(chat_messages(self.messages))
         return [
             GenerationRequest(
                 prompt=prompt.text,
@@ -213,7 +229,12 @@ class ChatCompletionRequest(_Sampling):
 class CompletionRequest(_Sampling):
     """``POST /v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: (
+        str
+        | list[int]
+        | Annotated[list[str], Field(max_length=MAX_CHOICES)]
+        | Annotated[list[list[int]], Field(max_length=MAX_CHOICES)]
+    )
     logprobs: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     best_of: Literal[1] | None = None
@@ -269,13 +290,15 @@ class TokenizeRequest(_Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(max_length=MAX_MESSAGES)] | None = None
-    add_special_tokens: bool = True
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
+        if self.messages and self.add_special_tokens is not None:
+            raise ValueError("add_special_tokens is for a prompt; a template decides for messages")
         return self
 
 

@@ -9,12 +9,14 @@ from .fake_server import FakeServer
 pytestmark = pytest.mark.browser
 
 ALWAYS = {"model", "messages", "stream", "stream_options"}
+DEFAULT_MAX_TOKENS = 1024
 
 
 def test_unset_controls_are_not_sent(chat: Chat, server: FakeServer) -> None:
     chat.ask("Hi")
 
-    assert set(server.bodies[0]) == ALWAYS
+    assert set(server.bodies[0]) == {*ALWAYS, "max_tokens"}
+    assert server.bodies[0]["max_tokens"] == DEFAULT_MAX_TOKENS
 
 
 def test_set_controls_are_sent(chat: Chat, server: FakeServer) -> None:

@@ -191,6 +191,7 @@ async def test_text_far_longer_than_the_context_is_not_tokenized(engine: Any) ->
         (ask((1, -4)), "prompt"),
         (ask("ab\ud800"), "prompt"),
         (ask(logit_bias={10**7: 1.0}), "logit_bias"),
+        (ask(stop_token_ids=(10**7,)), "stop_token_ids"),
     ],
 )
 async def test_what_does_not_fit_the_model_is_refused(
@@ -257,6 +258,27 @@ async def test_logprobs_are_the_models_own(engine: Any, loaded: LoadedModel) -> 
         assert token.top[0].logprob >= token.top[1].logprob >= token.top[2].logprob
         ids.append(token.token_id)
     assert len(told) == 12
+
+
+async def test_logprobs_never_tell_a_stop_string(engine: Any) -> None:
+    whole = text_of(await answer(engine, ask(max_new_tokens=40)))
+    for start in range(5, 20):
+        stop = whole[start : start + 3]
+
+        deltas = await answer(engine, ask(max_new_tokens=40, stop=(stop,), logprobs=True))
+
+        told = sum(lp.characters for delta in deltas for lp in delta.logprobs)
+        assert told <= len(text_of(deltas)) == whole.index(stop)
+
+
+async def test_logprobs_of_a_stop_token_are_not_told(engine: Any, loaded: LoadedModel) -> None:
+    ids = reference(loaded, (1, 50, 60, 70), 12)
+    stop = next(i for n, i in enumerate(ids) if n >= 4 and i not in ids[:n])
+
+    deltas = await answer(engine, ask(stop_token_ids=(stop,), logprobs=True))
+
+    told = [lp.token_id for delta in deltas for lp in delta.logprobs]
+    assert told == ids[: ids.index(stop)]
 
 
 async def test_a_bias_can_force_and_forbid_a_token(engine: Any, loaded: LoadedModel) -> None:

@@ -1,6 +1,7 @@
 """What is particular to the streaming engine."""
 
 import asyncio
+import dataclasses
 from itertools import pairwise
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 from tiny import tiny_loaded, tiny_model
 
+from dbgpt_guanaco.engine import streaming
 from dbgpt_guanaco.engine.streaming import StreamingEngine
-from dbgpt_guanaco.errors import EngineStoppedError, GenerationFailedError
+from dbgpt_guanaco.errors import EngineStoppedError, GenerationFailedError, OutOfMemoryError
 from dbgpt_guanaco.settings import EngineSettings
 from dbgpt_guanaco.types import GenerationRequest, SamplingParams
 
@@ -88,11 +90,45 @@ async def test_a_dead_thread_tells_everybody(
 
     monkeypatch.setattr(engine, "_step", die)
     for generation in (running, waiting):
-        with pytest.raises(EngineStoppedError):
+        with pytest.raises(EngineStoppedError, match="the engine has failed"):
             await asyncio.wait_for(exhaust(generation), timeout=1)
     assert not engine.is_alive
     with pytest.raises(EngineStoppedError):
         await engine.submit(request((1, 5), 1))
+    engine.close()
+
+
+@pytest.mark.parametrize("part", ["Sampler", "AnswerStreamer", "StopOnTokens"])
+async def test_a_failure_beside_the_model_ends_only_its_request(
+    llama_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    engine = StreamingEngine(tiny_loaded(llama_tokenizer), EngineSettings(slots=2))
+    engine.wait_until_warm()
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no room for V numbers")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(streaming, part, full)
+        with pytest.raises(OutOfMemoryError):
+            await asyncio.wait_for(exhaust(await engine.submit(request((1, 5), 3))), timeout=1)
+
+    assert engine.is_alive
+    assert engine.load.running == 0
+    deltas = [delta async for delta in await engine.submit(request((1, 6), 5))]
+    assert deltas[-1].usage.completion_tokens == 5
+    engine.close()
+
+
+async def test_a_truncated_prompt_keeps_the_tokenizers_own_bos(llama_tokenizer: Any) -> None:
+    loaded = dataclasses.replace(tiny_loaded(llama_tokenizer), bos_token_id=None)
+    engine = StreamingEngine(loaded, EngineSettings())
+    long = GenerationRequest((1, *range(5, 300)), SamplingParams(), truncate_prompt_tokens=9)
+
+    generation = await engine.submit(long)
+
+    assert generation.input_ids == [1, *range(292, 300)]
+    generation.cancel()
     engine.close()
 
 

@@ -12,6 +12,9 @@ import { SamplingForm } from '/page/sampling.js';
 import { SettingsPanel } from '/page/settings.js';
 import { Language } from '/page/strings.js';
 
+// A small model may not find an end by itself, and a page has no other to give it.
+const DEFAULT_MAX_TOKENS = 1024;
+
 const byId = (id) => document.getElementById(id);
 
 class App {
@@ -129,6 +132,7 @@ class App {
       messages: historyOf(this.#messages, this.#sampling.system),
       stream: true,
       stream_options: { include_usage: true },
+      max_tokens: DEFAULT_MAX_TOKENS,
       ...this.#sampling.body,
     };
     const answer = newAnswer();

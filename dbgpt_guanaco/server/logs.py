@@ -1,0 +1,44 @@
+"""What is written to the terminal, and what is not. Prompts and answers never are."""
+
+import logging
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+# Libraries that tell more than a reader wants. sse_starlette would log every event, text
+# included; bitsandbytes offers to download a kernel that it has a built-in for.
+QUIET = {
+    "asyncio": logging.WARNING,
+    "bitsandbytes.backends.cpu.ops": logging.ERROR,
+    "filelock": logging.WARNING,
+    "httpcore": logging.WARNING,
+    "httpcore2": logging.WARNING,
+    "httpx": logging.WARNING,
+    "httpx2": logging.WARNING,
+    "huggingface_hub": logging.ERROR,
+    "sse_starlette": logging.INFO,
+    "torch": logging.WARNING,
+    "urllib3": logging.WARNING,
+}
+
+
+def set_up_logging(level: str, console: Console) -> None:
+    """Send all logs of at least ``level`` to a console."""
+    logging.basicConfig(
+        level=level.upper(),
+        format="%(message)s",
+        datefmt="[%X]",
+        handlers=[RichHandler(console=console, show_path=False)],
+    )
+    for name, least in QUIET.items():
+        logging.getLogger(name).setLevel(least)
+    logging.getLogger("uvicorn.access").addFilter(is_worth_a_line)
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Say whether an access is logged: an open chat page asks for /health all the time."""
+    arguments = record.args
+    if not isinstance(arguments, tuple) or len(arguments) != 5:
+        return True
+    _, _, path, _, status = arguments  # client, method, path, HTTP version, status
+    return not (str(path).startswith(("/health", "/ready")) and status == 200)
