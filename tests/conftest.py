@@ -57,13 +57,16 @@ def llama_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return train_llama_tokenizer(tmp_path_factory.mktemp("llama-tokenizer"))
 
 
-@pytest.fixture(scope="session")
-def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """Run ``python -m dbgpt_guanaco.server`` and return its address and process id."""
+@contextlib.contextmanager
+def started_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run ``python -m dbgpt_guanaco.server`` in a folder; yield its address and its process.
+
+    In the end it is told to stop, and its log is searched for what must not be there.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
+    log = folder / "log"
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("GUANACO_")},
         "MODEL_PORT": str(port),
@@ -76,23 +79,16 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "dbgpt_guanaco.server"],
-            cwd=log.parent,  # no .env here: the demo model is served
+            cwd=folder,  # no .env here: the demo model is served
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{address}/ready").status_code == 200:
-                    break
-            time.sleep(0.1)
+        wait_until_ready(address, process, log)
         assert "dbgpt_guanaco is ready" in log.read_text()
-        yield address, process.pid
+        yield address, process
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) in (0, -signal.SIGTERM)
     finally:
@@ -100,4 +96,30 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
             process.kill()
     text = log.read_text()
     assert "Traceback" not in text
+    assert "ERROR" not in text
     assert "capital" not in text  # neither prompts nor answers are logged
+
+
+def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{address}/ready").status_code == 200:
+                return
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """A server for all tests that only ask it questions: its address and process id."""
+    with started_server(tmp_path_factory.mktemp("server")) as (address, process):
+        yield address, process.pid
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server that a test may stop."""
+    with started_server(tmp_path) as started:
+        yield started

@@ -89,7 +89,9 @@ def test_a_misspelt_name_in_the_environment_is_refused(
 ) -> None:
     monkeypatch.setenv("GUANACO_QUANTISATION", "nf4")
 
-    with pytest.raises(ConfigurationError, match=r"GUANACO_QUANTISATION; \.env\.template lists"):
+    with pytest.raises(
+        ConfigurationError, match=r"GUANACO_QUANTISATION; did you mean GUANACO_QUANTIZATION\? "
+    ):
         load("")
 
 
@@ -149,12 +151,11 @@ def test_a_wrong_value_is_one_line_that_names_the_key(load: Load, name: str, val
         load(f"{name}={value}\n")
 
     [line] = str(caught.value).splitlines()
-    assert line.startswith(f"{name}: ")
-    assert line.endswith(f", got {value!r}")
+    assert line.startswith(f"{name}={value}: ")
 
 
 def test_two_wrong_values_are_told_together(load: Load) -> None:
-    with pytest.raises(ConfigurationError, match=r"(?s)^MODEL_PORT: .*\nMAX_GPU_MEMORY: "):
+    with pytest.raises(ConfigurationError, match=r"(?s)^MODEL_PORT=.*\nMAX_GPU_MEMORY="):
         load("MODEL_PORT=-1\nMAX_GPU_MEMORY=lots\n")
 
 

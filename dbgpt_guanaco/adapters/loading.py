@@ -71,10 +71,11 @@ def load_model(
     device = _device(settings)
     dtype = compute_dtype(settings.compute_dtype, device)
     quantization = _quantization(config, settings, source, dtype)
+    sizes = _sizes(config)
     context_tokens = _context_tokens(config, settings)
     plan = plan_memory(
         source.model_path,
-        _sizes(config),
+        sizes,
         quantization,
         on_cuda=device.type == "cuda",
         lora=source.lora_path,
@@ -120,7 +121,7 @@ def _load_config(folder: Path) -> Any:  # noqa: ANN401
     try:
         # Without a plain False, transformers asks the terminal whether to run the folder's code.
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # transformers raises what it likes at a damaged file
         raise ModelLoadError(f"{folder}/config.json cannot be used: {error}") from error
 
 
@@ -155,7 +156,10 @@ def _load_tokenizer(source: ModelSource, adapter: BaseLLMAdapter | None) -> Any:
     folders = [source.lora_path, source.model_path] if source.lora_path else [source.model_path]
     for folder in folders:
         if any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model")):
-            return kind.from_pretrained(folder, local_files_only=True, **options)
+            try:
+                return kind.from_pretrained(folder, local_files_only=True, **options)
+            except Exception as error:  # tokenizers raises bare exceptions at a damaged file
+                raise ModelLoadError(f"the tokenizer in {folder} is damaged: {error}") from error
     raise ModelLoadError(f"{source.model_path} holds no tokenizer.json and no tokenizer.model")
 
 
@@ -201,6 +205,8 @@ def _quantization(
     stored = getattr(config, "quantization_config", None)
     if stored is None:
         return settings.quantization
+    if not isinstance(stored, dict):
+        raise ModelLoadError(f"{source.model_path}/config.json: quantization_config is no object")
     if stored.get("quant_method") != "bitsandbytes":
         raise ModelLoadError(
             f"{source.model_path} is quantized with {stored.get('quant_method')}; only "
@@ -233,7 +239,16 @@ def _sizes(config: Any) -> dict[str, Any]:  # noqa: ANN401
         "head_dim",
         "hidden_size",
     )
-    return {name: getattr(text, name, None) for name in names}
+    sizes = {name: getattr(text, name, None) for name in names}
+    needed = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    absent = [name for name in needed if not isinstance(sizes[name], int)]
+    if absent or not isinstance(getattr(text, "max_position_embeddings", None), int):
+        raise ModelLoadError(
+            f"config.json of model type {config.model_type!r} lacks "
+            f"{', '.join(absent) or 'max_position_embeddings'}; only causal models with attention "
+            "can be served"
+        )
+    return sizes
 
 
 def _context_tokens(config: Any, settings: ModelSettings) -> int:  # noqa: ANN401

@@ -42,7 +42,12 @@ class AdapterRegistry:
             ConfigurationError: One is no adapter, or its name is taken.
         """
         for point in entry_points(group=ENTRY_POINT_GROUP):
-            kind = point.load()
+            try:
+                kind = point.load()
+            except Exception as error:  # somebody else's module may fail in any way
+                raise ConfigurationError(
+                    f"entry point {point.name!r} ({point.value}) cannot be imported: {error}"
+                ) from error
             if not (isinstance(kind, type) and issubclass(kind, BaseLLMAdapter)):
                 raise ConfigurationError(
                     f"entry point {point.name!r} ({point.value}) is not a BaseLLMAdapter subclass"

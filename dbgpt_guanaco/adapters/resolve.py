@@ -87,6 +87,8 @@ def resolve(settings: ModelSettings) -> ModelSource:
         ModelLoadError: A folder was found, but what is in it cannot be served.
     """
     name = Path(settings.name).name
+    if name in ("", ".."):  # a way to a folder, and no name for it
+        name = Path(settings.name).resolve().name
     known = KNOWN_MODELS.get(settings.name)
     found = _find(settings.name, settings)
     if not is_lora(found):
@@ -149,8 +151,8 @@ def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
         raise ModelNotFoundError(
             name,
             looked_in,
-            f"Fetch it with:  {command('hf')} download {hub} --local-dir {models_dir / name}\n"
-            "(HF_ENDPOINT=https://… before it names a mirror, if the hub is out of reach)",
+            "Where the hub is out of reach, HF_ENDPOINT=https://… names a mirror. "
+            f"Fetch it with:  {command('hf')} download {hub} --local-dir {models_dir / name}",
         ) from None
 
 

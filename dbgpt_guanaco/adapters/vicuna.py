@@ -21,7 +21,7 @@ class VicunaAdapter(BaseLLMAdapter):
         assistant="ASSISTANT:",
         user_end=" ",
         assistant_end="</s>",
-        stop=("USER:", "ASSISTANT:"),
+        stop=(),  # it ends its answers with eos; a line of SQL may well hold USER:
     )
     bos_token_id = 1
     stop_token_ids = (2,)

@@ -61,7 +61,7 @@ def error_body(
     return {"error": {"message": told, "type": kind, "param": named, "code": code}}
 
 
-def _log_refusal(request: Request, status: int, kind: str, parameter: str | None) -> None:
+def log_refusal(request: Request, status: int, kind: str, parameter: str | None = None) -> None:
     """Say why, for an operator whose client hides it. The value is the client's, so not it."""
     named = f" ({parameter[:64]!r})" if parameter else ""
     logger.info("%s answered %d: %s%s", request.url.path, status, kind, named)
@@ -107,7 +107,7 @@ async def on_guanaco_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a deliberate error."""
     assert isinstance(error, errors.GuanacoError)
     status = status_of(error)
-    _log_refusal(request, status, type(error).__name__, getattr(error, "parameter", None))
+    log_refusal(request, status, type(error).__name__, getattr(error, "parameter", None))
     return JSONResponse(as_body(error), status, headers_of(status))
 
 
@@ -115,7 +115,7 @@ async def on_validation_error(request: Request, error: Exception) -> JSONRespons
     """Answer a body that is not what the route takes."""
     assert isinstance(error, RequestValidationError)
     message, parameter = explain_validation(error)
-    _log_refusal(request, 400, "invalid body", parameter)
+    log_refusal(request, 400, "invalid body", parameter)
     return JSONResponse(error_body(message, 400, parameter=parameter), 400)
 
 
@@ -127,7 +127,7 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         message = f"there is no {request.method} {request.url.path}; /openapi.json lists the paths"
         if not request.url.path.startswith(("/v1", "/api")):
             message += ", OpenAI's stand under /v1"
-    return JSONResponse(error_body(message, error.status_code), error.status_code)
+    return JSONResponse(error_body(message, error.status_code), error.status_code, error.headers)
 
 
 async def on_any_error(_: Request, error: Exception) -> JSONResponse:

@@ -53,9 +53,10 @@ class LegacyRoute(APIRoute):
                 return await handler(request)
             except GuanacoError as error:
                 status = errors.status_of(error)
-                return _error(request, status, error_text(error))
+                return _error(request, status, error_text(error), type(error).__name__)
             except HTTPException as error:
-                return _error(request, error.status_code, _told(str(error.detail)))
+                text = _told(str(error.detail))
+                return _error(request, error.status_code, text, "invalid body")
 
         return handle
 
@@ -67,7 +68,13 @@ router = APIRouter(tags=["llmserver"], route_class=LegacyRoute)
 async def generate_stream(request: Request, engine: EngineDep, settings: SettingsDep) -> Response:
     """Stream an answer: NUL-ended frames of whole texts, or SSE deltas for who accepts those."""
     body = await _read(request, LegacyRequest)
-    generation = await engine.submit(body.to_generation_request(engine.template, settings, _id()))
+    padding = echo_padding(body, settings.legacy_echo)
+    try:
+        wanted = body.to_generation_request(engine.template, settings, _id())
+        generation = await engine.submit(wanted)
+    except GuanacoError as error:  # such a client cuts an error as it cuts an answer
+        status, kind = errors.status_of(error), type(error).__name__
+        return _error(request, status, error_text(error), kind, padding)
     if "text/event-stream" in request.headers.get("accept", ""):
         return EventStream(
             delta_events(generation),
@@ -75,7 +82,6 @@ async def generate_stream(request: Request, engine: EngineDep, settings: Setting
             keep_alive=frames.event({"text": "", "error_code": 0}),
             keep_alive_s=settings.keep_alive_s,
         )
-    padding = echo_padding(body, settings.legacy_echo)
     return FrameStream(text_frames(generation, padding, settings), generation)
 
 
@@ -126,7 +132,7 @@ async def text_frames(
                     yield frames.nul_frame(_frame(padding + whole))
     except GuanacoError as error:
         told = error_text(error)
-        yield frames.nul_frame(_frame(f"{padding}{whole}\n{told}" if whole else told, code=1))
+        yield frames.nul_frame(_frame(padding + (f"{whole}\n{told}" if whole else told), code=1))
 
 
 async def delta_events(generation: Generation) -> AsyncIterator[ServerSentEvent]:
@@ -204,7 +210,8 @@ def _superset(text: str) -> dict[str, Any]:
     return {"response": inner, "text": text, "error_code": 0}
 
 
-def _error(request: Request, status: int, text: str) -> Response:
+def _error(request: Request, status: int, text: str, kind: str, padding: str = "") -> Response:
+    errors.log_refusal(request, status, kind)
     headers = errors.headers_of(status)
     if request.url.path.endswith("/generate"):
         return JSONResponse(_superset(text), status, headers)
@@ -213,7 +220,7 @@ def _error(request: Request, status: int, text: str) -> Response:
         return Response(event, status, headers, media_type="text/event-stream")
     if request.url.path.endswith("/embedding"):
         return JSONResponse(errors.error_body(text, status), status, headers)
-    return Response(frames.nul_frame(_frame(text, code=1)), status, headers)
+    return Response(frames.nul_frame(_frame(padding + text, code=1)), status, headers)
 
 
 def _told(text: str) -> str:

@@ -31,6 +31,8 @@ _TURN = re.compile(r"\s*(system|user|human|assistant|ai)\s*:(.*)", re.IGNORECASE
 
 
 def _listed(value: object) -> object:
+    if value == "":  # a client of that time that wants none
+        return None
     return [value] if isinstance(value, str) else value
 
 
@@ -59,7 +61,7 @@ class LegacyRequest(BaseModel):
     messages: list[LegacyMessage] | None = None
     temperature: float | None = None
     max_new_tokens: int | None = None
-    stop: Annotated[list[str], BeforeValidator(_listed)] | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_listed)] = None
     echo: bool | None = None
     top_p: float | None = None
     top_k: int | None = None

@@ -32,7 +32,7 @@ async def list_models(engine: EngineDep) -> dict[str, Any]:
     return {"object": "list", "data": [_model(engine, name) for name in engine.card.names]}
 
 
-@router.get("/models/{name}")
+@router.get("/models/{name:path}")
 async def get_model(name: str, engine: EngineDep) -> dict[str, Any]:
     """Describe one model."""
     return _model(engine, _known(engine, name))

@@ -145,12 +145,22 @@ def test_a_pickle_of_the_old_format_is_read(tmp_path: Path) -> None:
     assert torch.equal(read(convert_pickled_weights(tmp_path))["weight"], weight)
 
 
-@pytest.mark.parametrize("folder", ["here", "nowhere"])
-def test_without_pickles_there_is_nothing_to_convert(tmp_path: Path, folder: str) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "adapter_model.bin").write_bytes(b"")
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("here", r"here holds no pytorch_model\*\.bin$"),
+        ("done", r"done holds no pytorch_model\*\.bin; it holds safetensors already$"),
+        ("nowhere", "there is no folder .*nowhere$"),
+    ],
+)
+def test_without_pickles_there_is_nothing_to_convert(
+    tmp_path: Path, folder: str, told: str
+) -> None:
+    for name, file in (("here", "adapter_model.bin"), ("done", "model.safetensors")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_bytes(b"")
 
-    with pytest.raises(ModelLoadError, match=rf"{folder} holds no pytorch_model\*\.bin"):
+    with pytest.raises(ModelLoadError, match=told):
         convert_pickled_weights(tmp_path / folder)
 
 

@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+from safetensors.torch import load_file, save_file
 from tiny_models import (
     CHAT_TEMPLATE,
     WritesAFile,
@@ -498,3 +499,38 @@ def test_a_family_that_names_its_sizes_otherwise_is_served(tmp_path: Path) -> No
     loaded = load(folder, quantization_override="none")
 
     assert loaded.card.context_tokens == 128
+
+
+def drop_tensors(folder: Path, part: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if part not in name}
+    assert len(kept) < len(tensors)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("part", ["layers.1.mlp.up_proj", "layers.0", "model.norm"])
+def test_a_checkpoint_that_lacks_tensors_is_refused(copy: Path, part: str) -> None:
+    """transformers would serve random numbers in their place."""
+    drop_tensors(copy, part)
+
+    with pytest.raises(ModelLoadError, match=r"lacks \d+ of the tensors .*" + part):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "{"),
+        ("config.json", "{"),
+        ("config.json", '{"model_type": "llama", "hidden_size": "abc"}'),
+        ("config.json", '{"model_type": "llama", "quantization_config": "x"}'),
+        ("config.json", '{"model_type": "mamba"}'),
+    ],
+)
+def test_a_damaged_file_is_one_clear_error(copy: Path, file: str, content: str) -> None:
+    (copy / file).write_text(content)
+
+    with pytest.raises(ModelLoadError):
+        load(copy)

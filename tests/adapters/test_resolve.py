@@ -2,10 +2,11 @@ import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from dbgpt_guanaco.adapters import resolve as resolve_module
@@ -21,7 +22,7 @@ def _no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(resolve_module, "snapshot_download", refuse_any_hub_call)
-    monkeypatch.setattr(resolve_module, "list_repo_files", refuse_any_hub_call)
+    monkeypatch.setattr(HfApi, "model_info", refuse_any_hub_call)
 
 
 def refuse_any_hub_call(*args: object, **options: object) -> str:
@@ -308,13 +309,13 @@ class FakeHub:
         self.fail_listing, self.fail_fetching = fail_listing, fail_fetching
         self.fetched: list[str] = []
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(resolve_module, "list_repo_files", self.list_repo_files)
+        monkeypatch.setattr(HfApi, "model_info", self.model_info)
         monkeypatch.setattr(resolve_module, "snapshot_download", self.snapshot_download)
 
-    def list_repo_files(self, hub: str) -> list[str]:
+    def model_info(self, hub: str, *, timeout: float) -> SimpleNamespace:
         if self.fail_listing:
             raise self.fail_listing
-        return self.files
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.files])
 
     def snapshot_download(
         self,
@@ -435,3 +436,8 @@ def test_a_damaged_lora_config_is_one_clear_error(tmp_path: Path) -> None:
 
     with pytest.raises(ModelLoadError, match=r"adapter_config\.json is damaged"):
         resolve(ModelSettings(name=str(folder)))
+
+
+def test_a_name_that_is_nearly_known_is_guessed_in_the_message() -> None:
+    with pytest.raises(ModelNotFoundError, match="Did you mean guanaco-7b"):
+        resolve(ModelSettings(name="guanco-7b"))

@@ -134,7 +134,6 @@ def test_llama_2_refuses_an_answer_without_a_question(first: list[ChatMessage]) 
     ("template", "marker"),
     [
         (GuanacoAdapter.template, "### Human:"),
-        (VicunaAdapter.template, "USER:"),
         (Llama2ChatAdapter.template, "[INST]"),
     ],
 )

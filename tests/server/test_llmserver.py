@@ -91,6 +91,7 @@ async def test_a_slow_first_token_is_bridged_by_nul_bytes() -> None:
     {"prompt": "hi"},
     {"prompt": "hi", "model": "x", "temperature": 0.5, "max_new_tokens": 5, "stop": None},
     {"prompt": "hi", "stop": "###"},
+    {"prompt": "hi", "stop": ""},
     {"prompt": "hi", "stop": ["a", "b"]},
     {"prompt": "hi", "stop": [], "something": {"else": 1}},
     {"messages": [{"role": "human", "content": "hi"}], "prompt": "", "echo": False},
@@ -160,6 +161,25 @@ async def test_every_2023_client_shows_the_plain_answer(
     response = await http.post("/generate_stream", json=client.body(name))
 
     assert client.shown(response.content, name) == answer
+
+
+@pytest.mark.parametrize("name", ["guanaco-33b-merged", "vicuna-13b", "my-model"])
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda c: c.version)
+@pytest.mark.parametrize("is_refused", [True, False])
+async def test_every_2023_client_shows_an_error_whole(
+    connect: Any, client: LegacyClient, name: str, is_refused: bool
+) -> None:
+    mode = "prompt" if client.version == "v0.2.0" and "guanaco" in name else "auto"
+    error = GenerationFailedError("it failed")
+    engine = ScriptedEngine(refuse=error) if is_refused else ScriptedEngine(error)
+
+    response = await connect(engine, legacy_echo=mode).post(
+        "/generate_stream", json=client.body(name)
+    )
+
+    assert client.shown(response.content, name) == (
+        "**LLMServer Generate Error, Please CheckErrorInfo.**: it failed"
+    )
 
 
 @pytest.mark.parametrize("mode", ["none", "pad11", "prompt"])

@@ -137,6 +137,21 @@ async def test_null_means_absent(connect: Any) -> None:
     assert engine.requests[0].sampling.max_new_tokens is None
 
 
+async def test_notes_of_the_caller_change_nothing(connect: Any) -> None:
+    body = HELLO | {"user": "me", "metadata": {"a": "b"}, "store": False}
+    body |= {"parallel_tool_calls": False, "tools": [], "tool_choice": "none"}
+
+    assert (await connect(ScriptedEngine("a")).post(CHAT, json=body)).status_code == 200
+
+
+async def test_where_a_message_is_wrong_is_told(connect: Any) -> None:
+    messages = [{"role": "user", "content": "x"}, {"role": "robot", "content": "x"}]
+
+    response = await connect(ScriptedEngine("a")).post(CHAT, json={"messages": messages})
+
+    assert error_of(response)["message"].startswith("messages[1].role: Input should be 'system'")
+
+
 async def test_roles_of_every_age_and_parts_are_read(connect: Any) -> None:
     engine = ScriptedEngine("a")
     messages = [
@@ -165,6 +180,7 @@ async def test_roles_of_every_age_and_parts_are_read(connect: Any) -> None:
         ({"top_k": 1.5}, "top_k"),
         ({"n": 0}, "n"),
         ({"n": 9}, "n"),
+        ({"n": 2_000_000_000}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -5}, "max_tokens"),
         ({"max_tokens": 10**30}, "max_tokens"),
@@ -180,6 +196,7 @@ async def test_roles_of_every_age_and_parts_are_read(connect: Any) -> None:
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages"),
@@ -362,6 +379,7 @@ async def test_prompts_of_every_form(connect: Any, prompt: Any, expected: list[A
         {"prompt": ["a", 1]},
         {"prompt": {"a": 1}},
         {"prompt": ["a"] * 9},
+        {"prompt": ["a"] * 900_000},
         {"echo": True, "logprobs": 1},
         {"best_of": 2},
         {"suffix": "x"},
@@ -416,6 +434,9 @@ async def test_tokens_are_counted_for_texts_and_conversations(connect: Any) -> N
     assert chat.json()["count"] > 20
     assert back.json() == {"prompt": "x xx"}
     assert (both.status_code, wrong.status_code) == (400, 400)
+    odd_bodies: list[dict[str, Any]] = [{"messages": []}, HELLO | {"add_special_tokens": False}, {}]
+    for odd in odd_bodies:
+        assert (await client.post("/v1/tokenize", json=odd)).status_code == 400
 
 
 async def test_the_same_routes_stand_under_api_v1(connect: Any) -> None:
@@ -450,8 +471,10 @@ async def test_a_forgotten_content_type_is_named(connect: Any) -> None:
 async def test_unknown_paths_and_methods_are_errors_of_the_same_form(connect: Any) -> None:
     client = connect(ScriptedEngine())
 
-    assert error_of(await client.get("/v1/nothing"))["message"] == "Not Found"
-    assert (await client.get(CHAT)).status_code == 405
+    assert "no GET /v1/nothing" in error_of(await client.get("/v1/nothing"))["message"]
+    assert "stand under /v1" in error_of(await client.get("/models"))["message"]
+    wrong_method = await client.get(CHAT)
+    assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "POST")
 
 
 async def test_a_bug_is_a_500_that_tells_no_text(
