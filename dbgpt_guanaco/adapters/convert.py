@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from dbgpt_guanaco.adapters.folder import INDEX, WHOLE
 from dbgpt_guanaco.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
-
-INDEX = "model.safetensors.index.json"
 
 
 def convert_pickled_weights(folder: Path) -> list[Path]:
@@ -55,7 +54,7 @@ def convert_pickled_weights(folder: Path) -> list[Path]:
 
 
 def _target_name(number: int, count: int) -> str:
-    return f"model-{number:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors"
+    return f"model-{number:05}-of-{count:05}.safetensors" if count > 1 else WHOLE
 
 
 def _read(source: Path) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined] # the HTTP cl
 from huggingface_hub.utils._validators import validate_repo_id
 
 from dbgpt_guanaco.adapters.demo import ensure_demo_model
-from dbgpt_guanaco.adapters.folder import is_lora, missing_files, read_json
+from dbgpt_guanaco.adapters.folder import WHOLE, is_lora, missing_files, read_json
 from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import DEMO_MODEL, ModelSettings
 
@@ -32,8 +32,6 @@ MODEL_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "*.txt"]
 # The same weights once more, as some repositories carry them.
 OTHER_FORMATS = ["consolidated*", "original/*"]
 LORA_FILES = [*MODEL_FILES, "adapter_model.bin"]
-
-
 HUB_TIMEOUT_S = 10
 
 
@@ -196,7 +194,7 @@ def _base_of(lora: Path) -> str:
 
 def _checked(folder: Path) -> Path:
     missing = missing_files(folder)
-    if missing == ["model.safetensors"] and any(folder.glob("pytorch_model*.bin")):
+    if missing == [WHOLE] and any(folder.glob("pytorch_model*.bin")):
         raise ModelLoadError(
             f"{folder} holds only pickled weights (pytorch_model*.bin), which are not loaded. "
             f"Turn them into safetensors once:  {command('dbgpt-guanaco')} convert {folder}"

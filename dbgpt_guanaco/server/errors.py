@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -72,9 +72,12 @@ def _readable(text: str) -> str:
     return text[:MAX_MESSAGE_CHARACTERS].encode("utf-8", "backslashreplace").decode()
 
 
-def explain_validation(error: RequestValidationError) -> tuple[str, str | None]:
-    """Return what is wrong with a body, and the field's name. Values are not repeated."""
-    problems = list(error.errors())
+def explain_validation(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
+    """Return what is wrong with a body, and the field's name. Values are not repeated.
+
+    Args:
+        problems: What pydantic's ``errors()`` lists.
+    """
     if problems and problems[0]["type"] == "json_invalid":
         return f"the body is not JSON: {problems[0].get('ctx', {}).get('error', '')}", None
     if problems and tuple(problems[0]["loc"]) in (("body",), ()):
@@ -114,7 +117,7 @@ async def on_guanaco_error(request: Request, error: Exception) -> JSONResponse:
 async def on_validation_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a body that is not what the route takes."""
     assert isinstance(error, RequestValidationError)
-    message, parameter = explain_validation(error)
+    message, parameter = explain_validation(error.errors())
     log_refusal(request, 400, "invalid body", parameter)
     return JSONResponse(error_body(message, 400, parameter=parameter), 400)
 

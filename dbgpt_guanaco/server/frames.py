@@ -6,6 +6,8 @@ from typing import Any
 
 from sse_starlette import ServerSentEvent
 
+from dbgpt_guanaco.types import Usage
+
 KEEP_ALIVE = b"\0"
 DONE = ServerSentEvent("[DONE]", sep="\n")
 
@@ -21,6 +23,15 @@ def event(value: Mapping[str, Any]) -> ServerSentEvent:
 def nul_frame(value: Mapping[str, Any]) -> bytes:
     """Return one frame. The NUL ends each frame, the last one too."""
     return _json(value).encode() + b"\0"
+
+
+def usage_object(usage: Usage) -> dict[str, int]:
+    """Return token counts under OpenAI's names, which DB-GPT uses too."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from sse_starlette import ServerSentEvent
@@ -141,15 +140,8 @@ async def delta_events(generation: Generation) -> AsyncIterator[ServerSentEvent]
         async for delta in generation:
             ending: dict[str, Any] = {}
             if delta.is_last:
-                usage = delta.usage
-                ending = {
-                    "finish_reason": delta.finish_reason,
-                    "usage": {
-                        "prompt_tokens": usage.prompt_tokens,
-                        "completion_tokens": usage.completion_tokens,
-                        "total_tokens": usage.total_tokens,
-                    },
-                }
+                usage = frames.usage_object(delta.usage)
+                ending = {"finish_reason": delta.finish_reason, "usage": usage}
             yield frames.event({"text": delta.text, "error_code": 0, **ending})
     except GuanacoError as error:
         yield frames.event({"text": error_text(error), "error_code": 1})
@@ -236,7 +228,7 @@ async def _read(request: Request, kind: type[Any]) -> Any:  # noqa: ANN401
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:
-        message, _ = errors.explain_validation(RequestValidationError(error.errors()))
+        message, _ = errors.explain_validation(error.errors())
         raise InvalidRequestError("", message) from None
 
 

@@ -59,7 +59,7 @@ class Answer:
         choices = [self._whole_choice(index, deltas) for index, deltas in enumerate(collected)]
         last = [deltas[-1] for deltas in collected]
         return self._object(choices, is_chunk=False) | {
-            "usage": usage_object(self._total_usage([delta.usage for delta in last]))
+            "usage": frames.usage_object(self._total_usage([delta.usage for delta in last]))
         }
 
     async def events(self) -> AsyncIterator[ServerSentEvent]:
@@ -81,10 +81,10 @@ class Answer:
                 if delta.is_last:
                     empty: dict[str, Any] = {"delta": {}} if self.kind == "chat" else {"text": ""}
                     # DB-GPT reads usage only from a chunk that has a choice.
-                    usage = {"usage": usage_object(self._total_usage(usages))}
+                    usage = {"usage": frames.usage_object(self._total_usage(usages))}
                     yield self._chunk(index, empty, _reason(delta.finish_reason), usage)
             if self.include_usage:
-                usage = {"usage": usage_object(self._total_usage(usages))}
+                usage = {"usage": frames.usage_object(self._total_usage(usages))}
                 yield frames.event(self._object([], is_chunk=True) | usage)
         except GuanacoError as error:
             yield frames.event(errors.as_body(error))
@@ -152,15 +152,6 @@ class Answer:
             max(u.prompt_tokens for u in usages[i : i + step]) for i in range(0, len(usages), step)
         )
         return Usage(prompts, sum(u.completion_tokens for u in usages))
-
-
-def usage_object(usage: Usage) -> dict[str, int]:
-    """Return OpenAI's usage object."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
 
 
 def _reason(reason: FinishReason | None) -> str:
