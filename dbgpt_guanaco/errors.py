@@ -12,6 +12,7 @@
     ├── EngineBusyError           every slot and every queue place is taken
     ├── EngineStoppedError        the engine is shutting down
     ├── GenerationFailedError     an exception inside a generation
+    ├── NoEmbedderError           embeddings are asked for, and no embedding model is loaded
     └── InvalidRequestError       a request that no retry will mend
         └── PromptTooLongError    the prompt leaves no room for an answer
 """
@@ -31,7 +32,8 @@ class ModelNotFoundError(GuanacoError):
     """A model name that leads to no weights."""
 
     def __init__(self, name: str, looked_in: Iterable[str], remedy: str) -> None:
-        places = "\n".join(f"  - {place}" for place in looked_in)
+        self.looked_in, self.remedy = tuple(looked_in), remedy
+        places = "\n".join(f"  - {place}" for place in self.looked_in)
         super().__init__(f"no model {name!r}. Looked in:\n{places}\n{remedy}")
 
 
@@ -79,6 +81,15 @@ class EngineStoppedError(GuanacoError):
 
 class GenerationFailedError(GuanacoError):
     """An exception ended a generation. The cause is chained and logged, not told."""
+
+
+class NoEmbedderError(GuanacoError):
+    """Embeddings are asked for, and no embedding model is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no embedding model is loaded; set EMBEDDING_MODEL, for example all-MiniLM-L6-v2"
+        )
 
 
 class InvalidRequestError(GuanacoError):

@@ -1,68 +1,76 @@
-"""Settings: the environment and ``.env``, read once by an entry point and handed down.
+"""Settings, in the groups that the layers take. ``environment.py`` reads them.
 
 Where DB-GPT has a key, that key is read; what DB-GPT has no key for is called ``GUANACO_…``.
-A misspelt ``GUANACO_…`` name is refused; other people's keys are ignored, so that one ``.env``
-can serve both programs.
 """
 
-import difflib
-import os
 import re
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_settings import NoDecode
 
 from dbgpt_guanaco.errors import ConfigurationError
 
 DEMO_MODEL = "smollm2-135m-instruct"
 
+
 Quantization = Literal["nf4", "int8", "none"]
 LegacyEcho = Literal["auto", "none", "pad11", "prompt"]
+Network = IPv4Network | IPv6Network
 
 
-def _env(name: str, default: Any, description: str, **limits: Any) -> Any:  # noqa: ANN401
+def setting(name: str, default: Any, description: str, **limits: Any) -> Any:  # noqa: ANN401
+    """Return a field that the environment gives under this name."""
     return Field(default, validation_alias=name, description=description, **limits)
 
 
-class _Group(BaseModel):
+def _parts(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+class Group(BaseModel):
+    """Settings that one layer takes. They are read by their names in code or in ``.env``."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class ModelSettings(_Group):
+class ModelSettings(Group):
     """Which weights to load, and how."""
 
-    name: str = _env("LLM_MODEL", DEMO_MODEL, "a folder, a known name or a hub name")
-    aliases: Annotated[tuple[str, ...], NoDecode] = _env(
+    name: str = setting("LLM_MODEL", DEMO_MODEL, "a folder, a known name or a hub name")
+    aliases: Annotated[tuple[str, ...], NoDecode] = setting(
         "GUANACO_ALIASES", (), "further names clients may use, comma-separated"
     )
-    models_dir: Path = _env("GUANACO_MODELS_DIR", Path("models"), "where models are kept")
-    adapter: str | None = _env("GUANACO_ADAPTER", None, "use this family, match nothing")
-    lora: str | None = _env("GUANACO_LORA", None, "LoRA folder or hub name to lay on LLM_MODEL")
-    base_model: str | None = _env("GUANACO_BASE_MODEL", None, "base of a LoRA, else from its card")
-    quantization_override: Quantization | None = _env(
+    models_dir: Path = setting("GUANACO_MODELS_DIR", Path("models"), "where models are kept")
+    adapter: str | None = setting("GUANACO_ADAPTER", None, "use this family, match nothing")
+    lora: str | None = setting("GUANACO_LORA", None, "LoRA folder or hub name to lay on LLM_MODEL")
+    base_model: str | None = setting(
+        "GUANACO_BASE_MODEL", None, "base of a LoRA, else from its card"
+    )
+    quantization_override: Quantization | None = setting(
         "GUANACO_QUANTIZATION", None, "nf4, int8 or none; overrides the QUANTIZE_ keys"
     )
-    quantize_qlora: bool | None = _env("QUANTIZE_QLORA", None, "DB-GPT's 4-bit switch")
-    quantize_4bit: bool | None = _env("QUANTIZE_4BIT", None, "DB-GPT's later 4-bit switch")
-    quantize_8bit: bool | None = _env("QUANTIZE_8BIT", None, "DB-GPT's 8-bit switch")
-    compute_dtype: Literal["auto", "bfloat16", "float16"] = _env(
+    quantize_qlora: bool | None = setting("QUANTIZE_QLORA", None, "DB-GPT's 4-bit switch")
+    quantize_4bit: bool | None = setting("QUANTIZE_4BIT", None, "DB-GPT's later 4-bit switch")
+    quantize_8bit: bool | None = setting("QUANTIZE_8BIT", None, "DB-GPT's 8-bit switch")
+    compute_dtype: Literal["auto", "bfloat16", "float16"] = setting(
         "GUANACO_COMPUTE_DTYPE", "auto", "dtype of the arithmetic"
     )
-    device: Literal["auto", "cuda", "cpu"] = _env("GUANACO_DEVICE", "auto", "where to run")
-    max_gpu_memory: str | None = _env("MAX_GPU_MEMORY", None, "cap for each GPU, such as 22GiB")
-    context_tokens: int | None = _env(
+    device: Literal["auto", "cuda", "cpu"] = setting("GUANACO_DEVICE", "auto", "where to run")
+    max_gpu_memory: str | None = setting("MAX_GPU_MEMORY", None, "cap for each GPU, such as 22GiB")
+    context_tokens: int | None = setting(
         "MAX_POSITION_EMBEDDINGS", None, "cap on prompt and answer together, in tokens", ge=16
     )
 
     @field_validator("aliases", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+    def _split_aliases(cls, value: object) -> object:
+        return _parts(value)
 
     @field_validator("max_gpu_memory")
     @classmethod
@@ -100,12 +108,12 @@ class ModelSettings(_Group):
         return bool(self.quantization_override) or any(s is not None for s in switches)
 
 
-class EngineSettings(_Group):
+class EngineSettings(Group):
     """How many requests are answered, and how."""
 
-    slots: int = _env("LIMIT_MODEL_CONCURRENCY", 5, "requests answered at a time", ge=1, le=256)
-    queue_size: int = _env("GUANACO_QUEUE_SIZE", 64, "requests that may wait", ge=0, le=10_000)
-    prefill_chunk_tokens: int | None = _env(
+    slots: int = setting("LIMIT_MODEL_CONCURRENCY", 5, "requests answered at a time", ge=1, le=256)
+    queue_size: int = setting("GUANACO_QUEUE_SIZE", 64, "requests that may wait", ge=0, le=10_000)
+    prefill_chunk_tokens: int | None = setting(
         "GUANACO_PREFILL_CHUNK",
         None,
         "prompt tokens computed between two looks at the others; 64 on a CPU, 512 on a GPU",
@@ -114,12 +122,12 @@ class EngineSettings(_Group):
     )
 
 
-class ServerSettings(_Group):
+class ServerSettings(Group):
     """Where to listen, and what HTTP clients get by default."""
 
-    host: str = _env("GUANACO_HOST", "127.0.0.1", "address to listen on")
-    port: int = _env("MODEL_PORT", 8000, "port to listen on", ge=0, le=65535)
-    temperature: float = _env(
+    host: str = setting("GUANACO_HOST", "127.0.0.1", "address to listen on")
+    port: int = setting("MODEL_PORT", 8000, "port to listen on", ge=0, le=65535)
+    temperature: float = setting(
         "TEMPERATURE",
         0.2,
         "temperature of requests that name none",
@@ -127,89 +135,97 @@ class ServerSettings(_Group):
         le=100,
         allow_inf_nan=False,
     )
-    max_body_bytes: int = _env(
+    max_body_bytes: int = setting(
         "GUANACO_MAX_BODY_BYTES", 4 * 1024 * 1024, "largest request body, in bytes", ge=1024
     )
-    max_choices: int = _env("GUANACO_MAX_N", 8, "largest n of a request", ge=1, le=128)
-    keep_alive_s: float = _env(
+    max_choices: int = setting("GUANACO_MAX_N", 8, "largest n of a request", ge=1, le=128)
+    keep_alive_s: float = setting(
         "GUANACO_KEEP_ALIVE", 10.0, "seconds of silence before a sign of life", gt=0, le=60
     )
-    legacy_frame_s: float = _env(
+    legacy_frame_s: float = setting(
         "GUANACO_LEGACY_FRAME_INTERVAL",
         0.05,
-        "seconds between two whole-text frames to a 2023 client",
+        "least seconds between two whole-text frames to DB-GPT",
         ge=0,
         le=5,
     )
-    legacy_echo: LegacyEcho = _env(
+    legacy_echo: LegacyEcho = setting(
         "GUANACO_LEGACY_ECHO", "auto", "what a 2023 client cuts off: auto, none, pad11, prompt"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = _env(
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
         "GUANACO_LOG_LEVEL", "info", "least severity that is logged"
     )
 
 
-class Settings(_Group):
+class EmbeddingSettings(Group):
+    """Which embedding model to serve, for knowledge bases."""
+
+    embedding_model: str | None = setting(
+        "EMBEDDING_MODEL",
+        None,
+        "a folder, a known name or a hub name; none serves no embedding model",
+    )
+    embedding_device: Literal["cpu", "cuda"] = setting(
+        "GUANACO_EMBEDDING_DEVICE", "cpu", "where embeddings are computed"
+    )
+
+
+class ClusterSettings(Group):
+    """How this server is part of a DB-GPT cluster."""
+
+    controllers: Annotated[tuple[str, ...], NoDecode] = setting(
+        "GUANACO_CONTROLLER", (), "addresses of DB-GPT's model controllers, comma-separated"
+    )
+    advertise_host: str | None = setting(
+        "GUANACO_ADVERTISE_HOST", None, "host under which DB-GPT reaches this server"
+    )
+    advertise_port: int | None = setting(
+        "GUANACO_ADVERTISE_PORT",
+        None,
+        "port under which DB-GPT reaches this server, if not MODEL_PORT",
+        ge=1,
+        le=65535,
+    )
+    worker_networks: Annotated[tuple[Network, ...], NoDecode] = setting(
+        "GUANACO_WORKER_NETWORKS",
+        (),
+        "networks whose workers may register here, comma-separated, such as 10.0.0.0/24",
+    )
+
+    @field_validator("controllers", "worker_networks", mode="before")
+    @classmethod
+    def _split_lists(cls, value: object) -> object:
+        return _parts(value)
+
+    @field_validator("controllers")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            url = urlsplit(address)
+            is_plain = url.scheme in ("http", "https") and "@" not in url.netloc
+            if not is_plain or not url.hostname or url.query or url.fragment or url.port == 0:
+                raise ValueError(f"{address!r} is not an address such as http://10.0.0.5:8000")
+        return tuple(address.rstrip("/") for address in value)
+
+    @field_validator("advertise_host")
+    @classmethod
+    def _is_a_host(cls, value: str | None) -> str | None:
+        looks_right = value is None or re.fullmatch(
+            r"[A-Za-z0-9][A-Za-z0-9.-]*|\[?[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*]?", value
+        )
+        if not looks_right or value in ("0.0.0.0", "::", "[::]"):  # noqa: S104  # refused here
+            raise ValueError(f"{value!r} is not a host such as 10.0.0.5 or models.example")
+        return value
+
+
+class Settings(Group):
     """All settings, in the groups that the layers take."""
 
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
     server: ServerSettings = ServerSettings()
-
-
-class _Environment(BaseSettings, ModelSettings, EngineSettings, ServerSettings):
-    """Every field of every group, filled from the environment and a dotenv file."""
-
-    # Not by field name: a shell's HOST or NAME would be taken for a setting.
-    model_config = SettingsConfigDict(
-        extra="ignore", env_ignore_empty=True, populate_by_name=False, frozen=True
-    )
-    cuda_visible_devices: str | None = _env("CUDA_VISIBLE_DEVICES", None, "GPUs to use")
-
-
-def setting_names() -> dict[str, str]:
-    """Return every setting with its description, by the name it has in ``.env``."""
-    return {
-        str(field.validation_alias): field.description or ""
-        for field in _Environment.model_fields.values()
-    }
-
-
-def load_settings(env_file: Path = Path(".env")) -> Settings:
-    """Read the environment, then ``env_file`` for what the environment leaves out.
-
-    ``CUDA_VISIBLE_DEVICES`` from the file is put into the environment, the one place where
-    CUDA looks for it.
-
-    Raises:
-        ConfigurationError: A ``GUANACO_`` name is not a setting, or a value is wrong.
-    """
-    given = {name.upper() for name in (*os.environ, *dotenv_values(env_file))}
-    known = setting_names()
-    unknown = sorted(n for n in given if n.startswith("GUANACO_") and n not in known)
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigurationError(
-            f"unknown setting {', '.join(unknown)}; {hint}.env.template lists them all"
-        )
-    try:
-        environment = _Environment(_env_file=env_file)
-    except ValidationError as error:
-        raise ConfigurationError(_explain(error)) from None
-    if environment.cuda_visible_devices is not None:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", environment.cuda_visible_devices)
-    _ = environment.quantization  # a contradiction is said now, not after the download
-    values = environment.model_dump()
-
-    def group(kind: type[_Group]) -> dict[str, Any]:
-        return {name: values[name] for name in kind.model_fields}
-
-    return Settings(
-        model=ModelSettings(**group(ModelSettings)),
-        engine=EngineSettings(**group(EngineSettings)),
-        server=ServerSettings(**group(ServerSettings)),
-    )
+    cluster: ClusterSettings = ClusterSettings()
 
 
 def memory_bytes(text: str) -> int:
@@ -224,12 +240,3 @@ def memory_bytes(text: str) -> int:
     number, unit, binary = match.groups()
     step = 1024 if binary else 1000
     return int(float(number) * step ** ("KMGT".index(unit.upper()) + 1))
-
-
-def _explain(error: ValidationError) -> str:
-    lines = [
-        f"{'.'.join(map(str, problem['loc']))}={problem['input']}: "
-        f"{problem['msg'].removeprefix('Value error, ')}"
-        for problem in error.errors()
-    ]
-    return "\n".join(lines)

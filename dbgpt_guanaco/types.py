@@ -251,6 +251,39 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingCard:
+    """What clients and the log are told of a loaded embedding model.
+
+    Attributes:
+        name: Public name: the last component of EMBEDDING_MODEL.
+        dimension: Numbers of one vector.
+        max_tokens: Longest text; what is longer is cut there.
+        is_normalized: Every vector has length 1, so that the dot product is the cosine.
+        created: When it was loaded, in seconds since 1970.
+    """
+
+    name: str
+    dimension: int
+    max_tokens: int
+    is_normalized: bool
+    device: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors of some texts, in their order.
+
+    Attributes:
+        vectors: [N, dimension].
+        prompt_tokens: Tokens read, over all texts, after each was cut to the longest.
+    """
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """How busy an engine is right now."""
 

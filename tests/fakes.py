@@ -7,6 +7,8 @@ from dbgpt_guanaco.adapters.guanaco import GuanacoAdapter
 from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.errors import GuanacoError, InvalidRequestError
 from dbgpt_guanaco.types import (
+    EmbeddingCard,
+    Embeddings,
     EngineLoad,
     FinishReason,
     GenerationRequest,
@@ -102,6 +104,28 @@ class ScriptedEngine:
 
     async def embed(self, text: str) -> list[float]:
         return [float(len(text)), 0.5]
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class ScriptedEmbedder:
+    """Turns a text into its length and the place it had; remembers what it was asked."""
+
+    def __init__(
+        self, *, name: str = "all-minilm-l6-v2", refuse: GuanacoError | None = None
+    ) -> None:
+        self.card = EmbeddingCard(name, 3, 256, is_normalized=True, device="cpu")
+        self._refuse = refuse
+        self.texts: list[str] = []
+        self.is_closed = False
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        if self._refuse:
+            raise self._refuse
+        self.texts += texts
+        vectors = tuple((float(len(t)), float(i), 0.5) for i, t in enumerate(texts))
+        return Embeddings(vectors, sum(len(t.split()) for t in texts))
 
     def close(self) -> None:
         self.is_closed = True

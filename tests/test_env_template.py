@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dbgpt_guanaco.settings import ModelSettings, Settings, load_settings, setting_names
+from dbgpt_guanaco.environment import load_settings, setting_names
+from dbgpt_guanaco.settings import ModelSettings, Settings
 
 TEMPLATE = Path(__file__).parent.parent / ".env.template"
 ASSIGNMENT = re.compile(r"(?:# )?([A-Za-z0-9_]+)=(\S*)")

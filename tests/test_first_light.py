@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import operator
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 NAME = "smollm2-135m-instruct"
+EMBEDDER = "all-MiniLM-L6-v2"
 QUESTION = "What is the capital of France?"
 CHAT = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
 # A place must be free again within this time.
@@ -57,8 +59,19 @@ def assert_free_in_time(leave: Callable[[], float]) -> None:
 def test_models_are_named(client: httpx.Client) -> None:
     listed = client.get("/v1/models").json()["data"]
 
-    assert [m["id"] for m in listed] == [NAME, "gpt-3.5-turbo"]
+    assert [m["id"] for m in listed] == [NAME, "gpt-3.5-turbo", EMBEDDER]
     assert listed[0]["quantization"] == "nf4"
+    assert (listed[2]["dimension"], listed[2]["is_normalized"]) == (384, True)
+
+
+def test_a_knowledge_base_works_out_of_the_box(real_server: tuple[str, int]) -> None:
+    client = openai.OpenAI(base_url=f"{real_server[0]}/v1", api_key="none", max_retries=0)
+    texts = ["The bill is due in May.", "Penguins cannot fly.", "When must I pay?"]
+
+    answer = client.embeddings.create(model=EMBEDDER, input=texts)
+
+    bill, penguins, question = (each.embedding for each in answer.data)
+    assert sum(map(operator.mul, bill, question)) > sum(map(operator.mul, penguins, question))
 
 
 def test_it_knows_the_capital_of_france(client: httpx.Client) -> None:

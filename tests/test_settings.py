@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from dbgpt_guanaco.environment import load_settings, setting_names
 from dbgpt_guanaco.errors import ConfigurationError
 from dbgpt_guanaco.settings import (
     EngineSettings,
     ModelSettings,
     ServerSettings,
     Settings,
-    load_settings,
     memory_bytes,
-    setting_names,
 )
 
 GIB = 1024**3
@@ -249,3 +248,36 @@ def test_a_misspelt_argument_of_a_group_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
         group.model_validate({"nmae": "guanaco-7b"})
+
+
+@pytest.mark.parametrize("name", ["GUANACO_API_BASE", "GUANACO_API_KEY"])
+def test_what_the_plugin_inside_dbgpt_reads_may_stand_in_a_shared_file(
+    load: Load, name: str
+) -> None:
+    load(f"{name}=x")
+
+
+def test_controllers_and_networks_are_lists(load: Load) -> None:
+    cluster = load(
+        "GUANACO_CONTROLLER=http://10.0.0.5:8000/, http://two:1\n"
+        "GUANACO_WORKER_NETWORKS=10.0.0.0/24,::1/128"
+    ).cluster
+    assert cluster.controllers == ("http://10.0.0.5:8000", "http://two:1")
+    assert [str(network) for network in cluster.worker_networks] == ["10.0.0.0/24", "::1/128"]
+
+
+@pytest.mark.parametrize("value", ["10.0.0.5:8000", "controller", "ftp://a", "http://"])
+def test_a_controller_that_is_no_address_is_refused(load: Load, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"GUANACO_CONTROLLER.*http://10\.0\.0\.5:8000"):
+        load(f"GUANACO_CONTROLLER={value}")
+
+
+@pytest.mark.parametrize("value", ["10.0.0.1/24", "everywhere", "10.0.0.0/40"])
+def test_a_network_that_is_none_is_refused(load: Load, value: str) -> None:
+    with pytest.raises(ConfigurationError, match="GUANACO_WORKER_NETWORKS"):
+        load(f"GUANACO_WORKER_NETWORKS={value}")
+
+
+def test_the_embedding_model_is_named_by_dbgpts_key(load: Load) -> None:
+    settings = load("EMBEDDING_MODEL=text2vec\nGUANACO_EMBEDDING_DEVICE=cuda").embedding
+    assert (settings.embedding_model, settings.embedding_device) == ("text2vec", "cuda")

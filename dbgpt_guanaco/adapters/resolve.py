@@ -8,8 +8,9 @@ import difflib
 import logging
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -102,24 +103,46 @@ def resolve(settings: ModelSettings) -> ModelSource:
 
 
 def _find(name: str, settings: ModelSettings) -> Path:
-    """Return the folder of one model, base or LoRA; fetch it if it must be."""
+    known = {known_name: known.hub for known_name, known in KNOWN_MODELS.items()}
+    demo = partial(ensure_demo_model, settings.models_dir / DEMO_MODEL)
+    return find_folder(name, settings.models_dir, known, {DEMO_MODEL: demo})
+
+
+def find_folder(
+    name: str,
+    models_dir: Path,
+    known: Mapping[str, str],
+    packaged: Mapping[str, Callable[[], Path]],
+) -> Path:
+    """Return the folder of one model, base, LoRA or embedding model; fetch it if it must be.
+
+    Args:
+        name: A folder, a name under ``models_dir``, a known name or a hub name.
+        models_dir: Where models are kept.
+        known: Known names → hub names.
+        packaged: Known names whose weights come in a Python package → what finds them there.
+
+    Raises:
+        ModelNotFoundError: It is nowhere; the text says where it was looked for.
+        ModelLoadError: The hub has it only as a pickle.
+    """
     looked_in = []
-    for folder in dict.fromkeys((Path(name).expanduser(), settings.models_dir / name)):
+    for folder in dict.fromkeys((Path(name).expanduser(), models_dir / name)):
         if folder.is_dir() and any(folder.iterdir()):
             logger.info("%s: found in %s", name, folder)
             return folder
         looked_in.append(f"folder {folder}{' (it is empty)' if folder.is_dir() else ''}")
-    if name == DEMO_MODEL:
-        return ensure_demo_model(settings.models_dir / DEMO_MODEL)
-    hub = KNOWN_MODELS[name].hub if name in KNOWN_MODELS else name
+    if name in packaged:
+        return packaged[name]()
+    hub = known.get(name, name)
     if not _is_hub_name(hub):
         raise ModelNotFoundError(
             name,
-            [*looked_in, f"known names: {', '.join(KNOWN_MODELS)}"],
-            _did_you_mean(name, KNOWN_MODELS)
+            [*looked_in, f"known names: {', '.join(known)}"],
+            _did_you_mean(name, known)
             + "Put the model's folder there, or name it as org/name to fetch it from the hub.",
         )
-    return _fetch(name, hub, looked_in, settings.models_dir)
+    return _fetch(name, hub, looked_in, models_dir)
 
 
 def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:

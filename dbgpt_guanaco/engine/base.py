@@ -4,7 +4,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from dbgpt_guanaco.adapters.template import PromptTemplate
-from dbgpt_guanaco.types import EngineLoad, GenerationRequest, ModelCard, TextDelta
+from dbgpt_guanaco.types import (
+    EmbeddingCard,
+    Embeddings,
+    EngineLoad,
+    GenerationRequest,
+    ModelCard,
+    TextDelta,
+)
 
 
 class Generation(Protocol):
@@ -90,4 +97,27 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End every request, then the engine. Waits until both are gone."""
+        ...
+
+
+class Embedder(Protocol):
+    """A loaded embedding model, beside the engine or without one."""
+
+    @property
+    def card(self) -> EmbeddingCard:
+        """What clients are told of it."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return a vector for each text. Stops between two batches when it is cancelled.
+
+        Raises:
+            EngineBusyError: Too many requests wait already.
+            EngineStoppedError: It is closed.
+            GenerationFailedError: The model failed; the log says why.
+        """
+        ...
+
+    def close(self) -> None:
+        """Refuse what waits, end what runs after its batch. Returns when that is done."""
         ...

@@ -1,8 +1,10 @@
-"""Settings → a warm engine."""
+"""Settings → a warm engine, and what turns texts into vectors."""
 
 from dbgpt_guanaco.adapters import default_registry
+from dbgpt_guanaco.adapters.embedding import load_embedder
 from dbgpt_guanaco.adapters.loading import load_model
 from dbgpt_guanaco.adapters.resolve import resolve
+from dbgpt_guanaco.engine.embedding import SentenceEmbedder
 from dbgpt_guanaco.engine.streaming import StreamingEngine
 from dbgpt_guanaco.settings import Settings
 
@@ -18,3 +20,15 @@ def create_engine(settings: Settings) -> StreamingEngine:
     engine = StreamingEngine(loaded, settings.engine)
     engine.wait_until_warm()
     return engine
+
+
+def create_embedder(settings: Settings) -> SentenceEmbedder | None:
+    """Find and load the embedding model that the settings name, if they name one.
+
+    Raises:
+        GuanacoError: It cannot be found, or cannot be loaded.
+    """
+    loaded = load_embedder(settings.embedding, settings.model.models_dir)
+    if not loaded:
+        return None
+    return SentenceEmbedder(loaded, settings.engine.slots + settings.engine.queue_size)

@@ -1,5 +1,6 @@
 """``python -m dbgpt_guanaco.server``: load the model that ``.env`` names, and serve it."""
 
+import asyncio
 import logging
 import os
 import socket
@@ -14,11 +15,13 @@ from rich.table import Table
 from sse_starlette.sse import AppStatus
 
 from dbgpt_guanaco.engine.base import Engine
+from dbgpt_guanaco.environment import load_settings
 from dbgpt_guanaco.errors import ConfigurationError, GuanacoError
 from dbgpt_guanaco.server.app import create_app
 from dbgpt_guanaco.server.logs import set_up_logging
-from dbgpt_guanaco.settings import Settings, load_settings
-from dbgpt_guanaco.types import ModelCard
+from dbgpt_guanaco.server.registration import Registrations, check
+from dbgpt_guanaco.settings import Settings
+from dbgpt_guanaco.types import EmbeddingCard, ModelCard
 
 # Time that running answers have once the server is told to stop.
 GRACE_S = 10
@@ -47,14 +50,19 @@ class GracefulServer(uvicorn.Server):
     """A uvicorn server that lets answers end, and ends those that do not with an error.
 
     Args:
+        registrations: Begun once the server listens, taken back before it closes its door.
         on_started: Called once the server listens.
     """
 
     def __init__(
-        self, config: uvicorn.Config, engine: Engine, on_started: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        engine: Engine,
+        registrations: Registrations,
+        on_started: Callable[[], None],
     ) -> None:
         super().__init__(config)
-        self._on_started = on_started
+        self._registrations, self._on_started = registrations, on_started
         self._deadline = threading.Timer(GRACE_S, engine.close)
         self._deadline.daemon = True
 
@@ -63,15 +71,21 @@ class GracefulServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_started()
+            self._registrations.start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take no more connections; a second signal ends at once."""
-        if not self._deadline.is_alive() and not self.should_exit:
+        if self.should_exit:
+            self.force_exit = True  # uvicorn does so for Ctrl-C only
+        else:
             self._deadline.start()
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wait for what runs."""
+        """Let DB-GPT send no more chats here, then wait for what runs."""
+        leaving = asyncio.create_task(self._registrations.stop())
+        while not leaving.done() and not self.force_exit:
+            await asyncio.wait({leaving}, timeout=0.1)
         await super().shutdown(sockets)
         self._deadline.cancel()
 
@@ -81,25 +95,31 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> Non
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a log is no place for progress bars
+    listening = listener.getsockname()[:2]
+    memberships = check(settings, listening)
     # Loaded only now: an error in a setting is told before torch takes its seconds.
-    from dbgpt_guanaco.engine.factory import create_engine
+    from dbgpt_guanaco.engine.factory import create_embedder, create_engine
 
+    embedder = create_embedder(settings)  # first: if it is missing, that is told at once
     engine = create_engine(settings)
-    host, port = listener.getsockname()[:2]
+    host, port = listening
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     config = uvicorn.Config(
-        create_app(engine, settings.server),
+        create_app(engine, settings.server, embedder=embedder, cluster=settings.cluster),
         log_config=None,
         log_level=settings.server.log_level,
         server_header=False,
+        # Who may register as a worker is decided by the address that a connection comes from,
+        # not by a header that says another.
+        proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S + 2,
         ws="none",
     )
     # Else it cuts every event stream within half a second of the signal.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
-    server = GracefulServer(
-        config, engine, lambda: console.print(summary(engine.card, settings, address))
-    )
+    registrations = Registrations(settings.cluster, listening, engine, embedder)
+    rows = summary(engine.card, embedder.card if embedder else None, settings, address, memberships)
+    server = GracefulServer(config, engine, registrations, lambda: console.print(rows))
     server.run(sockets=[listener])
 
 
@@ -108,8 +128,22 @@ def _console() -> Console:
     return Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
-def summary(card: ModelCard, settings: Settings, address: str) -> Table:
-    """Return what a person wants to know once the server is up."""
+def summary(
+    card: ModelCard,
+    embedding: EmbeddingCard | None,
+    settings: Settings,
+    address: str,
+    memberships: list[str],
+) -> Table:
+    """Return what a person wants to know once the server is up.
+
+    Args:
+        card: Of the model.
+        embedding: Card of the embedding model, if there is one.
+        settings: All of them.
+        address: Where the server listens.
+        memberships: With which controllers it registers, and as what.
+    """
     table = Table(title="dbgpt_guanaco is ready", show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -121,11 +155,19 @@ def summary(card: ModelCard, settings: Settings, address: str) -> Table:
         "arithmetic": f"{card.compute_dtype} on {card.device}",
         "context": f"{card.context_tokens:,} tokens",
         "at a time": f"{settings.engine.slots} answered, {settings.engine.queue_size} may wait",
+        "embeddings": (
+            f"{embedding.name}, {embedding.dimension} dimensions, on {embedding.device}"
+            if embedding
+            else "none; EMBEDDING_MODEL names no model"
+        ),
         "chat page": f"{address}/",
         "OpenAI clients": f"base_url = {address}/v1",
         "DB-GPT 0.7 and later": f'provider = "proxy/openai", api_base = "{address}/v1"',
+        "DB-GPT, light": f'controller_addr = "{address}"',
         "DB-GPT of 2023": f"MODEL_SERVER={address}",
     }
+    if memberships:
+        rows["registers with"] = "\n".join(memberships)
     for name, value in rows.items():
         table.add_row(name, value)
     return table

@@ -9,21 +9,37 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from dbgpt_guanaco import __version__
-from dbgpt_guanaco.engine.base import Engine
+from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.errors import GuanacoError
-from dbgpt_guanaco.server import errors, health, llmserver, openai, page
+from dbgpt_guanaco.server import controller, errors, health, llmserver, openai, page, worker
+from dbgpt_guanaco.server.instances import InstanceTable
 from dbgpt_guanaco.server.limits import BodyLimit
-from dbgpt_guanaco.settings import ServerSettings
+from dbgpt_guanaco.settings import ClusterSettings, ServerSettings
 
 
-def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
-    """Return an application that answers from one engine and closes it when it ends."""
+def create_app(
+    engine: Engine,
+    settings: ServerSettings | None = None,
+    *,
+    embedder: Embedder | None = None,
+    cluster: ClusterSettings | None = None,
+) -> FastAPI:
+    """Return an application that answers from one engine and closes it when it ends.
+
+    Args:
+        engine: What generates text.
+        settings: Limits and defaults of requests.
+        embedder: What turns texts into vectors, if anything does.
+        cluster: How DB-GPT finds this server, and whether other workers may join it.
+    """
     settings = settings or ServerSettings()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(engine.close)
+        if embedder:
+            await asyncio.to_thread(embedder.close)
 
     app = FastAPI(
         title="dbgpt_guanaco",
@@ -33,6 +49,8 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
         redoc_url=None,
     )
     app.state.engine, app.state.settings = engine, settings
+    app.state.embedder, app.state.cluster = embedder, cluster or ClusterSettings()
+    app.state.instances, app.state.refusals = InstanceTable(), controller.RefusalLog()
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.add_exception_handler(GuanacoError, errors.on_guanaco_error)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
@@ -42,5 +60,7 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     app.include_router(llmserver.router)
     app.include_router(openai.router, prefix="/v1")
     app.include_router(openai.router, prefix="/api/v1", include_in_schema=False)
+    app.include_router(controller.router, prefix="/api")
+    app.include_router(worker.router)
     app.include_router(page.create_router())
     return app

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 STATUS: dict[type[errors.GuanacoError], int] = {
     errors.InvalidRequestError: 400,
     errors.UnknownModelError: 404,
+    errors.NoEmbedderError: 404,
     errors.EngineBusyError: 429,
     errors.EngineStoppedError: 503,
     errors.OutOfMemoryError: 503,
@@ -26,6 +27,7 @@ UNION_BRANCHES = frozenset({"str", "int"})
 MAX_MESSAGE_CHARACTERS = 2000
 CODE: dict[type[errors.GuanacoError], str] = {
     errors.UnknownModelError: "model_not_found",
+    errors.NoEmbedderError: "model_not_found",
     errors.PromptTooLongError: "context_length_exceeded",
 }
 

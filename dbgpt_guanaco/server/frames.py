@@ -1,7 +1,8 @@
 """Objects → bytes: server-sent events, and the NUL-ended JSON of a 2023 DB-GPT."""
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sse_starlette import ServerSentEvent
@@ -23,6 +24,15 @@ def event(value: Mapping[str, Any]) -> ServerSentEvent:
 def nul_frame(value: Mapping[str, Any]) -> bytes:
     """Return one frame. The NUL ends each frame, the last one too."""
     return _json(value).encode() + b"\0"
+
+
+async def json_rows(rows: Iterable[Any]) -> bytes:
+    """Return a JSON list. Others run between its rows: a thousand vectors take half a second."""
+    written = []
+    for row in rows:
+        written.append(json.dumps(row, separators=(",", ":")))
+        await asyncio.sleep(0)
+    return f"[{','.join(written)}]".encode()
 
 
 def usage_object(usage: Usage) -> dict[str, int]:

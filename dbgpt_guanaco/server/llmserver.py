@@ -4,10 +4,8 @@ A stream is JSON objects, each ended by a NUL byte, each with the whole text so 
 a client cannot read is not sent: errors, too, come as frames it shows to its user.
 """
 
-import asyncio
-import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -22,15 +20,15 @@ from starlette.responses import JSONResponse, Response
 from dbgpt_guanaco.engine.base import Generation
 from dbgpt_guanaco.errors import GuanacoError, InvalidRequestError, OutOfMemoryError
 from dbgpt_guanaco.server import errors, frames
-from dbgpt_guanaco.server.dependencies import EngineDep, SettingsDep
+from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep, SettingsDep
 from dbgpt_guanaco.server.llmserver_requests import (
     EmbeddingRequest,
     LegacyRequest,
     echo_padding,
 )
+from dbgpt_guanaco.server.pacing import paced
 from dbgpt_guanaco.server.responses import EventStream, FrameStream, unless_client_leaves
 from dbgpt_guanaco.settings import ServerSettings
-from dbgpt_guanaco.types import TextDelta
 
 # ``echo`` false and a length of 0 make every client that reads them cut nothing off.
 MODEL_CONTEXT = {"prompt_echo_len_char": 0, "echo": False}
@@ -101,10 +99,16 @@ async def generate(request: Request, engine: EngineDep, settings: SettingsDep) -
 
 
 @router.post("/embedding")
-async def embedding(request: Request, engine: EngineDep) -> dict[str, Any]:
-    """Return the mean of a text's input embeddings, which is what that server computed."""
+async def embedding(request: Request, engine: EngineDep, embedder: EmbedderDep) -> dict[str, Any]:
+    """Return a text's vector; without an embedding model, the mean of its input embeddings.
+
+    The mean is what that server computed, from the language model's own table.
+    """
     body = await _read(request, EmbeddingRequest)
-    return {"response": list(await engine.embed(body.prompt))}
+    if not embedder:
+        return {"response": list(await engine.embed(body.prompt))}
+    embeddings = await embedder.embed([body.prompt])
+    return {"response": list(embeddings.vectors[0])}
 
 
 async def text_frames(
@@ -112,13 +116,12 @@ async def text_frames(
 ) -> AsyncIterator[bytes]:
     """Write a generation as frames of the whole text so far.
 
-    Each frame repeats all text, and the web server of that time waits 20 ms on each, so
-    frames are written at a settable interval and not for every token. Silence is broken by
-    a lone NUL, which is no frame to a client and keeps its read timeout (20 s) from firing.
+    Silence is broken by a lone NUL, which is no frame to a client and keeps its read timeout
+    (20 s) from firing.
     """
     whole, shown = "", ""
     try:
-        async with aclosing(_paced(generation, settings)) as deltas:
+        async with aclosing(paced(generation, settings)) as deltas:
             async for delta in deltas:
                 if delta is None:
                     yield frames.KEEP_ALIVE
@@ -152,43 +155,6 @@ def error_text(error: GuanacoError) -> str:
     if isinstance(error, OutOfMemoryError):
         return "**GPU OutOfMemory, Please Refresh.**"
     return _told(str(error))
-
-
-async def _paced(
-    generation: Generation, settings: ServerSettings
-) -> AsyncGenerator[TextDelta | None, None]:
-    """Join deltas that come within one frame interval; yield None after long silence.
-
-    Raises:
-        GuanacoError: The generation failed; the text before it was yielded first.
-    """
-    items = aiter(generation)
-    pending: asyncio.Future[TextDelta] | None = None
-    held: TextDelta | None = None
-    next_frame = time.monotonic()
-    try:
-        while True:
-            pending = pending or asyncio.ensure_future(anext(items))
-            wait_s = next_frame - time.monotonic() if held else settings.keep_alive_s
-            done, _ = await asyncio.wait({pending}, timeout=max(0.0, wait_s))
-            if done:
-                if held and pending.exception():
-                    yield held
-                held, pending = _joined(held, pending.result()), None
-            if held and (held.is_last or time.monotonic() >= next_frame):
-                yield held
-                if held.is_last:
-                    return
-                held, next_frame = None, time.monotonic() + settings.legacy_frame_s
-            elif not done and not held:
-                yield None
-    finally:
-        if pending:
-            pending.cancel()
-
-
-def _joined(held: TextDelta | None, new: TextDelta) -> TextDelta:
-    return TextDelta((held.text if held else "") + new.text, new.usage, new.finish_reason)
 
 
 def _frame(text: str, code: int = 0) -> dict[str, Any]:

@@ -5,29 +5,20 @@ they only believe to be there. It is read back into messages and written as the 
 writes it.
 """
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.errors import InvalidRequestError
+from dbgpt_guanaco.server.rendered_prompts import ROLES, parse_prompt
 from dbgpt_guanaco.settings import LegacyEcho, ServerSettings
-from dbgpt_guanaco.types import ChatMessage, GenerationRequest, Role, SamplingParams
+from dbgpt_guanaco.types import ChatMessage, GenerationRequest, SamplingParams
 
-SEPARATOR = "###"
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "ai": "assistant",
-}
 # What that server generated when nobody said how much.
 DEFAULT_NEW_TOKENS = 2048
 # Eleven characters, which v0.2.1 to v0.3.2 cut off for a model called guanaco.
 PADDING = "Assistant: "
-_TURN = re.compile(r"\s*(system|user|human|assistant|ai)\s*:(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def _listed(value: object) -> object:
@@ -122,31 +113,6 @@ class EmbeddingRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     prompt: Annotated[str, Field(min_length=1)]
-
-
-def parse_prompt(prompt: str) -> list[ChatMessage]:
-    """Read a rendered prompt back into messages.
-
-    ``system###USER: …###Assistant: …###…###Assistant:`` (v0.1) and
-    ``define###human:…###ai:…###human:…###`` (v0.2 and v0.3). A text before the first role is a
-    system message; one after it belongs to the message before (a heading in Markdown has the
-    same ``###``). A prompt without roles is one question.
-    """
-    if not any(_TURN.match(part) for part in prompt.split(SEPARATOR)):
-        return [ChatMessage("user", prompt.strip())]
-    turns: list[tuple[Role, str]] = []
-    for part in prompt.split(SEPARATOR):
-        if match := _TURN.match(part):
-            turns.append((ROLES[match[1].lower()], match[2]))
-        elif turns and part.strip():
-            role, content = turns[-1]
-            turns[-1] = (role, f"{content}{SEPARATOR}{part}")
-        elif part.strip():
-            turns.append(("system", part))
-    messages = [ChatMessage(role, content.strip()) for role, content in turns if content.strip()]
-    if any(m.role == "user" for m in messages):
-        return messages
-    return [ChatMessage("user", prompt.strip())]
 
 
 def echo_padding(body: LegacyRequest, mode: LegacyEcho) -> str:

@@ -16,6 +16,7 @@ QUIET = {
     "httpx": logging.WARNING,
     "httpx2": logging.WARNING,
     "huggingface_hub": logging.ERROR,
+    "sentence_transformers": logging.WARNING,
     "sse_starlette": logging.INFO,
     "torch": logging.WARNING,
     "urllib3": logging.WARNING,
@@ -35,10 +36,15 @@ def set_up_logging(level: str, console: Console) -> None:
     logging.getLogger("uvicorn.access").addFilter(is_worth_a_line)
 
 
+# What is asked for all the time while all is well: by an open chat page, by DB-GPT before each
+# chat, and by workers.
+ROUTINE = ("/health", "/ready", "/api/health", "/api/controller/")
+
+
 def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Say whether an access is logged: an open chat page asks for /health all the time."""
+    """Say whether an access is logged; a routine one is not, unless it failed."""
     arguments = record.args
     if not isinstance(arguments, tuple) or len(arguments) != 5:
         return True
     _, _, path, _, status = arguments  # client, method, path, HTTP version, status
-    return not (str(path).startswith(("/health", "/ready")) and status == 200)
+    return not (str(path).startswith(ROUTINE) and status == 200)

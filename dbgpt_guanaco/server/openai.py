@@ -9,9 +9,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dbgpt_guanaco.engine.base import Engine, Generation
-from dbgpt_guanaco.errors import InvalidRequestError, UnknownModelError
-from dbgpt_guanaco.server.dependencies import EngineDep, SettingsDep
+from dbgpt_guanaco.errors import InvalidRequestError, NoEmbedderError, UnknownModelError
+from dbgpt_guanaco.server import openai_embeddings
+from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep, SettingsDep
 from dbgpt_guanaco.server.openai_answers import Answer
+from dbgpt_guanaco.server.openai_embeddings import EmbeddingsRequest
 from dbgpt_guanaco.server.openai_requests import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -27,14 +29,19 @@ router = APIRouter(tags=["openai"])
 
 
 @router.get("/models")
-async def list_models(engine: EngineDep) -> dict[str, Any]:
-    """Name the loaded model and its aliases."""
-    return {"object": "list", "data": [_model(engine, name) for name in engine.card.names]}
+async def list_models(engine: EngineDep, embedder: EmbedderDep) -> dict[str, Any]:
+    """Name the loaded model, its aliases, and the embedding model."""
+    models = [_model(engine, name) for name in engine.card.names]
+    if embedder:
+        models.append(openai_embeddings.model_object(embedder.card))
+    return {"object": "list", "data": models}
 
 
 @router.get("/models/{name:path}")
-async def get_model(name: str, engine: EngineDep) -> dict[str, Any]:
+async def get_model(name: str, engine: EngineDep, embedder: EmbedderDep) -> dict[str, Any]:
     """Describe one model."""
+    if embedder and name == embedder.card.name:
+        return openai_embeddings.model_object(embedder.card)
     return _model(engine, _known(engine, name))
 
 
@@ -81,6 +88,23 @@ async def create_completion(
         choices_per_prompt=body.choices,
     )
     return await _respond(request, answer, settings, is_stream=bool(body.stream))
+
+
+@router.post("/embeddings")
+async def create_embeddings(
+    request: Request, body: EmbeddingsRequest, embedder: EmbedderDep
+) -> Response:
+    """Turn texts into vectors."""
+    if not embedder:
+        raise NoEmbedderError
+    body.check(embedder.card)
+    as_base64 = body.encoding_format == "base64"
+
+    async def whole() -> Response:
+        embeddings = await embedder.embed(body.input)
+        return await openai_embeddings.respond(embeddings, embedder.card.name, as_base64=as_base64)
+
+    return await unless_client_leaves(request, whole())
 
 
 @router.post("/tokenize")
@@ -168,6 +192,7 @@ def _model(engine: Engine, name: str) -> dict[str, Any]:
         "owned_by": "dbgpt_guanaco",
         "root": card.name,
         "parent": None,
+        "kind": "chat",
         "max_model_len": card.context_tokens,
         "family": card.family,
         "quantization": card.quantization,

@@ -61,7 +61,11 @@ class FakeServer:
     def __init__(self, url: str) -> None:
         self.url = url
         self.script = Script()
-        self.models = [{"id": "guanaco-7b", "max_model_len": 2048}, {"id": "guanaco-13b"}]
+        self.models = [
+            {"id": "all-MiniLM-L6-v2", "kind": "embedding"},
+            {"id": "guanaco-7b", "max_model_len": 2048},
+            {"id": "guanaco-13b"},
+        ]
         self.key = ""
         self.health: dict[str, Any] = {
             "status": "ok",

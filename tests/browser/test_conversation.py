@@ -129,6 +129,13 @@ def test_a_reload_in_the_middle_keeps_what_was_said(chat: Chat, server: FakeServ
     expect(chat.send_button).to_be_visible()
 
 
+def test_only_models_that_chat_are_offered(chat: Chat, server: FakeServer) -> None:
+    chat.ask("Hi")
+    assert server.bodies[0]["model"] == "guanaco-7b"
+    names = chat.page.get_by_label("Model").locator("option").all_text_contents()
+    assert names == ["guanaco-7b", "guanaco-13b"]
+
+
 def test_the_chosen_model_is_asked(chat: Chat, server: FakeServer) -> None:
     chat.page.get_by_label("Model").select_option("guanaco-13b")
     chat.ask("Hi")

@@ -15,8 +15,10 @@ async def connect() -> AsyncIterator[Connect]:
     """Return a maker of clients that talk to an app over a fake engine, without a network."""
     clients: list[httpx.AsyncClient] = []
 
-    def make(engine: Any, **settings: Any) -> httpx.AsyncClient:
-        app = create_app(engine, ServerSettings(**settings))
+    def make(
+        engine: Any, *, embedder: Any = None, cluster: Any = None, **settings: Any
+    ) -> httpx.AsyncClient:
+        app = create_app(engine, ServerSettings(**settings), embedder=embedder, cluster=cluster)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         clients.append(httpx.AsyncClient(transport=transport, base_url="http://test"))
         return clients[-1]

@@ -15,7 +15,7 @@ from dbgpt_guanaco.errors import (
     OutOfMemoryError,
 )
 from dbgpt_guanaco.server.llmserver import EMPTY_ANSWER, text_frames
-from dbgpt_guanaco.server.llmserver_requests import parse_prompt
+from dbgpt_guanaco.server.rendered_prompts import parse_prompt
 from dbgpt_guanaco.settings import ServerSettings
 
 V01_PROMPT = (

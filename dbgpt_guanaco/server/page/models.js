@@ -16,12 +16,12 @@ export class ModelPicker {
     return this.isEmpty ? '' : this.#select.value;
   }
 
-  /** Offer these models; keep `preferred` chosen if it is among them. */
+  /** Offer those that chat; keep `preferred` chosen if it is among them. */
   offer(models, preferred, language) {
-    this.#models = models;
-    this.#select.replaceChildren(...models.map(({ id }) => new Option(id, id)));
+    this.#models = models.filter(({ kind }) => kind !== 'embedding');
+    this.#select.replaceChildren(...this.#models.map(({ id }) => new Option(id, id)));
     this.#select.disabled = this.isEmpty;
-    if (models.some(({ id }) => id === preferred)) this.#select.value = preferred;
+    if (this.#models.some(({ id }) => id === preferred)) this.#select.value = preferred;
     this.relabel(language);
   }
 

