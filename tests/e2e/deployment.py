@@ -15,7 +15,6 @@ GUANACO_PYTHON = os.environ.get("GUANACO_PYTHON", str(ROOT / ".venv" / "bin" / "
 DBGPT = Path(sys.executable).with_name("dbgpt")
 TIKTOKEN = Path(sys.prefix) / "tiktoken"
 MODEL = "smollm2-135m-instruct"
-EMBEDDING_MODEL = "all-MiniLM-L6-v2"
 START_S = 180.0
 
 
@@ -64,7 +63,6 @@ def started_guanaco(
         "MODEL_PORT": str(port),
         "GUANACO_MODELS_DIR": str(ROOT / "models"),
         "GUANACO_DEVICE": "cpu",
-        "EMBEDDING_MODEL": EMBEDDING_MODEL,
         # DB-GPT's OpenAI client leaves out a temperature of 0, and tests want one answer.
         "TEMPERATURE": "0",
         **settings,

@@ -53,7 +53,7 @@ def started(
     folder: Path,
     port: int,
 ) -> Iterator[Program]:
-    """Run a program in a folder of its own; end it, and what it has started, by its ids."""
+    """Run a program in a folder of its own, its home; end it, and what it has started, by ids."""
     folder.mkdir(parents=True, exist_ok=True)
     log_file = folder / "log"
     with log_file.open("wb") as output:
@@ -68,24 +68,32 @@ def started(
     try:
         yield Program(f"http://127.0.0.1:{port}", process, log_file)
     finally:
-        end_with_children(process)
+        end_with_children(process, folder)
 
 
-def end_with_children(process: psutil.Popen) -> None:
+def end_with_children(process: psutil.Popen, home: Path) -> None:
     """Ask a program to stop, wait, and kill what is left.
 
-    Its children are looked up first: DB-GPT's code sandbox outlives DB-GPT.
+    DB-GPT's code sandbox outlives DB-GPT, and is then nobody's child any more: it is known by the
+    home that only this program was given.
     """
-    family: list[psutil.Process] = [process]
     with contextlib.suppress(psutil.NoSuchProcess):
-        family += process.children(recursive=True)
         process.terminate()
     with contextlib.suppress(psutil.TimeoutExpired):
         process.wait(STOP_S)
+    family = [member for member in psutil.process_iter() if _home(member) == str(home)]
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     psutil.wait_procs(family, timeout=STOP_S)
+    process.wait(STOP_S)
+
+
+def _home(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("HOME")
+    except psutil.Error:
+        return None
 
 
 def free_port() -> int:
