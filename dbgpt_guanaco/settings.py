@@ -4,7 +4,7 @@ Where DB-GPT has a key, that key is read; what DB-GPT has no key for is called `
 """
 
 import re
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -31,6 +31,13 @@ def _parts(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text.strip())
+    except ValueError:
+        raise ValueError(f"{text.strip()!r} is not a network such as 10.0.0.0/24") from None
 
 
 class Group(BaseModel):
@@ -192,10 +199,17 @@ class ClusterSettings(Group):
         "networks whose workers may register here, comma-separated, such as 10.0.0.0/24",
     )
 
-    @field_validator("controllers", "worker_networks", mode="before")
+    @field_validator("controllers", mode="before")
     @classmethod
-    def _split_lists(cls, value: object) -> object:
+    def _split_controllers(cls, value: object) -> object:
         return _parts(value)
+
+    @field_validator("worker_networks", mode="before")
+    @classmethod
+    def _are_networks(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(_network(part) for part in value.split(",") if part.strip())
+        return value
 
     @field_validator("controllers")
     @classmethod

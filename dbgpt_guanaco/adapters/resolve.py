@@ -95,11 +95,11 @@ def resolve(settings: ModelSettings) -> ModelSource:
         if lora and not is_lora(lora):
             raise ModelLoadError(f"GUANACO_LORA={settings.lora}: {lora} holds no LoRA weights")
         names = (settings.lora, settings.name) if settings.lora else (settings.name,)
-        return ModelSource(name, _checked(found), lora, tuple(map(str, names)))
+        return ModelSource(name, checked(found), lora, tuple(map(str, names)))
     if settings.lora:
         raise ModelLoadError(f"LLM_MODEL={settings.name} is a LoRA itself; drop GUANACO_LORA")
     base = settings.base_model or (known.base if known and known.base else _base_of(found))
-    return ModelSource(name, _checked(_find(base, settings)), found, (settings.name, base))
+    return ModelSource(name, checked(_find(base, settings)), found, (settings.name, base))
 
 
 def _find(name: str, settings: ModelSettings) -> Path:
@@ -215,7 +215,12 @@ def _base_of(lora: Path) -> str:
     return str(base)
 
 
-def _checked(folder: Path) -> Path:
+def checked(folder: Path) -> Path:
+    """Return a folder that holds a whole model.
+
+    Raises:
+        ModelLoadError: Files are missing, or only pickles are there.
+    """
     missing = missing_files(folder)
     if missing == [WHOLE] and any(folder.glob("pytorch_model*.bin")):
         raise ModelLoadError(

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
-# Longer than any consumer of DB-GPT needs to come back, shorter than a person notices.
-GRACE_S = 0.5
+# Longer than a reader of DB-GPT needs that takes the first piece in one task, and the rest later
+# (``dbgpt/core/awel/trigger/iterator_trigger.py``).
+GRACE_S = 30.0
 
 
 class AbandonmentWatch:
@@ -17,13 +18,17 @@ class AbandonmentWatch:
     context as long as our connection is open, so not even the garbage collector closes it. The end
     of the task is the sign that comes in time.
 
-    A task that was cancelled will not come back. One that ended otherwise may be one of many, as
-    ``asyncio.wait_for`` makes one for each piece: it counts if it was the only one and
-    nobody asks again for a while.
+    A task that was cancelled, or failed, will not come back. One that just ended may be one of
+    many, as ``asyncio.wait_for`` makes one for each piece: it counts if it was the only one and
+    nobody asks again for a long while. Who does come back then must be told, see ``has_closed``.
+
+    Attributes:
+        has_closed: The answer was given up, so what follows is not its end.
     """
 
     def __init__(self, close: Callable[[], Awaitable[None]]) -> None:
         self._close = close
+        self.has_closed = False
         self._reader: asyncio.Task[object] | None = None
         self._is_only_reader = True
         self._timer: asyncio.TimerHandle | None = None
@@ -57,12 +62,14 @@ class AbandonmentWatch:
             self._timer.cancel()
 
     def _reader_ended(self, task: asyncio.Task[object]) -> None:
-        if task.cancelled():
+        if task.cancelled() or task.exception() is not None:
             self._close_now()
         elif self._is_only_reader:
             self._timer = task.get_loop().call_later(GRACE_S, self._close_now)
 
     def _close_now(self) -> None:
+        self.has_closed = True
+
         async def close() -> None:
             await self._close()
 

@@ -93,7 +93,9 @@ class Server:
             ServerError: One of them had no answer.
         """
         with self._explained(patience_s), httpx.Client(**self._options(patience_s)) as client:
-            return [self._json_of(client.post(self.api_base + path, json=b)) for b in bodies]
+            return [
+                self._json_of(client.post(self.api_base + path, content=_json(b))) for b in bodies
+            ]
 
     async def apost_all(
         self, path: str, bodies: list[dict[str, Any]], *, patience_s: float = SILENCE_S
@@ -102,7 +104,9 @@ class Server:
         url = self.api_base + path
         with self._explained(patience_s):
             async with httpx.AsyncClient(**self._options(patience_s)) as client:
-                return [self._json_of(await client.post(url, json=body)) for body in bodies]
+                return [
+                    self._json_of(await client.post(url, content=_json(body))) for body in bodies
+                ]
 
     async def stream(
         self, path: str, body: dict[str, Any]
@@ -119,7 +123,7 @@ class Server:
         with self._explained(SILENCE_S):
             async with (
                 httpx.AsyncClient(**self._options(SILENCE_S)) as client,
-                client.stream("POST", self.api_base + path, json=body) as response,
+                client.stream("POST", self.api_base + path, content=_json(body)) as response,
             ):
                 if response.status_code != 200:
                     await response.aread()
@@ -141,6 +145,7 @@ class Server:
         return {
             "headers": {
                 "Authorization": f"Bearer {self.api_key}",
+                "Content-Type": "application/json",
                 "User-Agent": f"dbgpt-guanaco-plugin/{__version__}",
             },
             "timeout": httpx.Timeout(patience_s, connect=CONNECT_S),
@@ -200,6 +205,11 @@ class Server:
             f"the connection to the Guanaco server at {self.api_base} broke off "
             "before the answer was complete"
         )
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    # ASCII: half a surrogate pair, as PDFs yield it, is the server's to refuse in words.
+    return json.dumps(body).encode()
 
 
 def _error_object(response: httpx.Response) -> dict[str, Any]:

@@ -53,17 +53,21 @@ def _watched_client(answer: Callable[..., Outputs]) -> Callable[..., Outputs]:
         async def close() -> None:
             # It closes no response by itself: generator and response hold each other.
             for response in responses:
-                await response.close()
+                if hasattr(response, "close"):
+                    await response.close()
 
         noting = copy.copy(self)
         noting._client = SimpleNamespace(
             chat=SimpleNamespace(completions=SimpleNamespace(create=create))
         )
+        is_whole = False
         try:
             async for output in _read(answer(noting, *args, **kwargs), close):
                 yield output
+            is_whole = True
         finally:
-            await close()
+            if not is_whole:
+                await close()
 
     watched.is_watched = True  # type: ignore[attr-defined]
     return watched
@@ -75,3 +79,5 @@ async def _read(outputs: Outputs, close: Callable[[], Awaitable[None]]) -> Outpu
         async for output in outputs:
             yield output
             watch.note_reader()
+        if watch.has_closed:
+            raise ConnectionError("the answer was given up, because nobody read it for a while")

@@ -112,6 +112,7 @@ class Embedder(Protocol):
         """Return a vector for each text. Stops between two batches when it is cancelled.
 
         Raises:
+            InvalidRequestError: A text holds half a surrogate pair.
             EngineBusyError: Too many requests wait already.
             EngineStoppedError: It is closed.
             GenerationFailedError: The model failed; the log says why.

@@ -7,6 +7,8 @@ request whose client has left ends with the batch that runs.
 
 import asyncio
 import logging
+import re
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +21,7 @@ from dbgpt_guanaco.errors import (
     EngineBusyError,
     EngineStoppedError,
     GenerationFailedError,
+    InvalidRequestError,
 )
 from dbgpt_guanaco.types import EmbeddingCard, Embeddings
 
@@ -26,10 +29,15 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+
 # Texts times the tokens of the longest: what one forward pass takes. Its attention scores
 # need 12 heads · 256 tokens · 4 bytes for each token, 100 MB in all, with all-MiniLM-L6-v2.
 BATCH_TOKENS = 8192
 MAX_BATCH = 64
+# Of a text that is too long anyway, so many characters are tokenized for each token that is read. A
+# word of more than 100 characters is one unknown token to BERT's tokenizers.
+CHARACTERS_PER_TOKEN = 100
 
 
 class SentenceEmbedder:
@@ -51,6 +59,8 @@ class SentenceEmbedder:
         """See ``Embedder``."""
         if self._requests >= self._max_requests:
             raise EngineBusyError(self._requests, 0)
+        if any(HALF_PAIR.search(text) for text in texts):
+            raise InvalidRequestError("input", "holds half a surrogate pair")
         self._requests += 1
         try:
             return await self._embed(texts)
@@ -63,13 +73,19 @@ class SentenceEmbedder:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def _embed(self, texts: Sequence[str]) -> Embeddings:
-        lengths = await self._in_thread(partial(self._count, texts))
-        vectors: list[tuple[float, ...]] = [()] * len(texts)
+        longest = self.card.max_tokens * CHARACTERS_PER_TOKEN
+        read = [text[:longest] for text in texts]
+        lengths: list[int] = []
+        for start in range(0, len(read), MAX_BATCH):
+            some = read[start : start + MAX_BATCH]
+            if len(some) == len(read):  # few: not two waits behind the batches of others
+                return await self._in_thread(partial(self._count_and_encode, some))
+            lengths += await self._in_thread(partial(self._count, some))
+        vectors: dict[int, array[float]] = {}
         for batch in cut(lengths):
-            rows = await self._in_thread(partial(self._encode, [texts[i] for i in batch]))
-            for i, row in zip(batch, rows, strict=True):
-                vectors[i] = row
-        return Embeddings(tuple(vectors), sum(lengths))
+            rows = await self._in_thread(partial(self._encode, [read[i] for i in batch]))
+            vectors |= zip(batch, rows, strict=True)
+        return Embeddings(tuple(vectors[i] for i in range(len(read))), sum(lengths))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._is_closed:
@@ -86,25 +102,30 @@ class SentenceEmbedder:
             logger.exception("an embedding failed")
             raise GenerationFailedError("the embedding model failed; the log says why") from error
 
-    def _count(self, texts: Sequence[str]) -> list[int]:
+    def _count_and_encode(self, texts: list[str]) -> Embeddings:
+        lengths = self._count(texts)
+        vectors: dict[int, array[float]] = {}
+        for batch in cut(lengths):
+            vectors |= zip(batch, self._encode([texts[i] for i in batch]), strict=True)
+        return Embeddings(tuple(vectors[i] for i in range(len(texts))), sum(lengths))
+
+    def _count(self, texts: list[str]) -> list[int]:
         """Return how many tokens of each text are read."""
-        if not texts:
-            return []
-        encoded = self._model.tokenizer(
-            list(texts), truncation=True, max_length=self.card.max_tokens
-        )
+        encoded = self._model.tokenizer(texts, truncation=True, max_length=self.card.max_tokens)
         return [len(ids) for ids in encoded["input_ids"]]
 
-    def _encode(self, texts: list[str]) -> list[tuple[float, ...]]:
+    def _encode(self, texts: list[str]) -> list["array[float]"]:
         """Return the vectors of one batch, [n, dimension].
 
         Raises:
             ArithmeticError: A vector holds a NaN or an infinity.
         """
-        rows = np.asarray(self._model.encode(texts, batch_size=len(texts), show_progress_bar=False))
+        encoded = self._model.encode(texts, batch_size=len(texts), show_progress_bar=False)
+        rows = np.asarray(encoded, dtype=np.float32)
         if not np.isfinite(rows).all():
             raise ArithmeticError("a vector is not finite")
-        return [tuple(row) for row in rows.tolist()]
+        # A quarter of what Python's own numbers would take, until they are written.
+        return [array("f", row.tobytes()) for row in rows]
 
 
 def cut(lengths: Sequence[int]) -> Iterator[list[int]]:

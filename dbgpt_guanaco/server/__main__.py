@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from sse_starlette.sse import AppStatus
 
-from dbgpt_guanaco.engine.base import Engine
 from dbgpt_guanaco.environment import load_settings
 from dbgpt_guanaco.errors import ConfigurationError, GuanacoError
 from dbgpt_guanaco.server.app import create_app
@@ -50,6 +49,8 @@ class GracefulServer(uvicorn.Server):
     """A uvicorn server that lets answers end, and ends those that do not with an error.
 
     Args:
+        config: uvicorn's.
+        end_all: Called when the time that running requests have is over.
         registrations: Begun once the server listens, taken back before it closes its door.
         on_started: Called once the server listens.
     """
@@ -57,13 +58,13 @@ class GracefulServer(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        engine: Engine,
+        end_all: Callable[[], None],
         registrations: Registrations,
         on_started: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._registrations, self._on_started = registrations, on_started
-        self._deadline = threading.Timer(GRACE_S, engine.close)
+        self._deadline = threading.Timer(GRACE_S, end_all)
         self._deadline.daemon = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -119,7 +120,13 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> Non
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     registrations = Registrations(settings.cluster, listening, engine, embedder)
     rows = summary(engine.card, embedder.card if embedder else None, settings, address, memberships)
-    server = GracefulServer(config, engine, registrations, lambda: console.print(rows))
+
+    def end_all() -> None:
+        if embedder:
+            embedder.close()
+        engine.close()
+
+    server = GracefulServer(config, end_all, registrations, lambda: console.print(rows))
     server.run(sockets=[listener])
 
 

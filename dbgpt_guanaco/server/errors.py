@@ -103,7 +103,7 @@ def _place(location: Sequence[str | int]) -> str:
     for part in location:
         if isinstance(part, int):
             written += f"[{part}]"
-        elif part != "body" and "[" not in part and part not in UNION_BRANCHES:
+        elif part not in ("body", "query") and "[" not in part and part not in UNION_BRANCHES:
             written += f".{part}" if written else part
     return written
 

@@ -47,4 +47,6 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
     if not isinstance(arguments, tuple) or len(arguments) != 5:
         return True
     _, _, path, _, status = arguments  # client, method, path, HTTP version, status
+    if str(path).startswith("/api/controller/") and status == 403:
+        return False  # the controller says it, once for each caller
     return not (str(path).startswith(ROUTINE) and status == 200)

@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -57,7 +58,7 @@ async def respond(embeddings: Embeddings, model: str, *, as_base64: bool) -> Res
         {
             "object": "embedding",
             "index": i,
-            "embedding": _base64(vector) if as_base64 else vector,
+            "embedding": _base64(vector) if as_base64 else list(vector),
         }
         for i, vector in enumerate(embeddings.vectors)
     )
@@ -90,5 +91,5 @@ def model_object(card: EmbeddingCard) -> dict[str, Any]:
     }
 
 
-def _base64(vector: tuple[float, ...]) -> str:
+def _base64(vector: Sequence[float]) -> str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

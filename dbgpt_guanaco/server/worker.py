@@ -32,7 +32,7 @@ async def embeddings(request: Request, body: EmbeddingsRequest, embedder: Embedd
 
     async def whole() -> Response:
         vectors = (await chosen.embed(body.input)).vectors if body.input else ()
-        return Response(await frames.json_rows(vectors), media_type="application/json")
+        return Response(await frames.json_rows(map(list, vectors)), media_type="application/json")
 
     return await unless_client_leaves(request, whole())
 

@@ -6,7 +6,7 @@ DB-GPT's own worker ignores those, so these bodies do, too. A null means that a 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.errors import InvalidRequestError
@@ -17,6 +17,7 @@ from dbgpt_guanaco.types import ChatMessage, GenerationRequest, Role, SamplingPa
 ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
 # What DB-GPT's own worker generates when nobody says how much.
 DEFAULT_NEW_TOKENS = 2048
+MAX_TEXTS = 2048  # of one request; DB-GPT asks for tens
 ALL_TOKENS = -1  # DB-GPT's word for a top_k that leaves nothing out; ours is 0
 
 WorkerType = Literal["llm", "text2vec", "reranker"]
@@ -163,7 +164,7 @@ class EmbeddingsRequest(_Body):
     """
 
     model: str
-    input: list[str]
+    input: Annotated[list[str], Field(max_length=MAX_TEXTS)]
     worker_type: WorkerType | None = None
     query: str | None = None
 

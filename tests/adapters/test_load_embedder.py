@@ -70,11 +70,33 @@ def test_a_folder_keeps_its_own_name_and_loses_normalization_with_its_module(
     assert (loaded.card.name, loaded.card.is_normalized) == ("my-embedder", False)
 
 
-def test_a_folder_without_pooling_is_refused(tmp_path: Path) -> None:
+def test_a_plain_encoder_is_averaged_as_dbgpt_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """text2vec-large-chinese is published so."""
+    folder = tmp_path / "text2vec"
+    shutil.copytree(packaged_folder(), folder)
+    (folder / "modules.json").unlink()
+    loaded = load_embedder(EmbeddingSettings(embedding_model="text2vec"), tmp_path)
+    assert loaded
+    assert (loaded.card.dimension, loaded.card.is_normalized) == (384, False)
+    assert "mean of its tokens" in caplog.text
+
+
+def test_a_language_model_is_no_embedding_model(tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    shutil.copytree(packaged_folder(), folder)
+    (folder / "modules.json").unlink()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(ModelLoadError, match="LlamaForCausalLM"):
+        load_embedder(EmbeddingSettings(embedding_model="llama"), tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "bert"
     folder.mkdir()
     shutil.copy(packaged_folder() / "config.json", folder)
-    with pytest.raises(ModelLoadError, match=r"modules\.json is missing"):
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors is missing"):
         load_embedder(EmbeddingSettings(embedding_model="bert"), tmp_path)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -80,6 +81,37 @@ async def test_without_the_hook_the_place_stays_taken(server: Any, way: Any) -> 
 
     assert await server.goes_on_for(0.7)
     await stream.aclose()
+
+
+@WAYS
+async def test_a_reader_that_takes_its_first_piece_in_another_task_may_be_slow(
+    server: Any, way: Any
+) -> None:
+    """As ``dbgpt/core/awel/trigger/iterator_trigger.py`` reads."""
+    end_abandoned_answers({})
+    stream = way(server, "hi")
+    first = await asyncio.wait_for(anext(stream), 5)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.Event().wait(), 0.8)
+
+    rest = [output.text async for output in stream]
+
+    assert [first.text, *rest][-1] == server.text
+
+
+@WAYS
+async def test_who_comes_back_to_an_answer_that_was_given_up_is_told(
+    server: Any, way: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dbgpt_guanaco.dbgpt_plugin.abandonment.GRACE_S", 0.05)
+    end_abandoned_answers({})
+    stream = way(server, "[endless]")
+    await asyncio.wait_for(anext(stream), 5)
+    assert await server.seconds_until_cancelled() < 1
+
+    with pytest.raises(Exception, match=r"given up|[Cc]onnection|closed"):
+        async for _ in stream:
+            pass
 
 
 @WAYS

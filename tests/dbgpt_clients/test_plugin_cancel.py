@@ -19,7 +19,7 @@ from starlette.responses import StreamingResponse
 
 from dbgpt_clients.plugin_worker import all_outputs, params
 from dbgpt_guanaco.dbgpt_plugin import hook
-from dbgpt_guanaco.dbgpt_plugin.abandonment import GRACE_S, AbandonmentWatch
+from dbgpt_guanaco.dbgpt_plugin.abandonment import AbandonmentWatch
 
 hook({})
 from dbgpt_guanaco.dbgpt_plugin.adapter import generate_stream  # noqa: E402
@@ -96,13 +96,29 @@ async def test_a_cancelled_reader_cancels_at_once_though_the_stream_is_held(
     await arrived.wait()
     task.cancel()
 
-    assert await server.seconds_until_cancelled() < GRACE_S / 2
+    assert await server.seconds_until_cancelled() < 0.25
 
 
-async def test_a_reader_that_just_ends_cancels_though_the_stream_is_held(
+async def test_a_reader_that_fails_cancels_though_the_stream_is_held(
     server: Any, load: Load
 ) -> None:
+    stream = load().async_generate_stream(params("[endless]"))
+
+    async def read() -> None:
+        await anext(stream)
+        raise LookupError
+
+    with suppress(LookupError):
+        await asyncio.create_task(read())
+
+    assert await server.seconds_until_cancelled() < 1
+
+
+async def test_a_reader_that_just_ends_cancels_after_a_while(
+    server: Any, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As DB-GPT's own task does after an error of its own."""
+    monkeypatch.setattr("dbgpt_guanaco.dbgpt_plugin.abandonment.GRACE_S", 0.3)
     stream = load().async_generate_stream(params("[endless]"))
 
     await asyncio.create_task(anext(stream))
@@ -165,7 +181,7 @@ async def test_the_last_of_several_readers_is_watched_as_well() -> None:
         await asyncio.sleep(0)  # it has begun
         assert not closed.is_set()
         task.cancel()
-        await asyncio.wait_for(closed.wait(), GRACE_S / 2)
+        await asyncio.wait_for(closed.wait(), 0.25)
 
 
 async def test_a_browser_that_leaves_a_streaming_response_frees_its_place(

@@ -34,6 +34,15 @@ def test_closing_the_page_frees_our_place(deployment: Deployment, web: WebApi, t
     close_early(deployment, web, "chat_normal", texts=texts)
 
 
+def test_closing_the_page_before_the_first_text_frees_our_place(
+    deployment: Deployment, web: WebApi
+) -> None:
+    long_prompt = f"{STORY} " * 60  # takes the model longer to read than a person to leave
+    with web.asking("chat_normal", long_prompt, max_tokens=TOKENS):
+        wait_until(lambda: deployment.running == 1, "our server reads", 10, poll_s=0.02)
+    wait_until(lambda: deployment.running == 0, "our place is free", FREE_WITHIN_S, poll_s=0.02)
+
+
 def test_closing_a_chat_with_a_database_frees_our_place(
     deployment: Deployment, web: WebApi, database: str
 ) -> None:

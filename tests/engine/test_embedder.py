@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from dbgpt_guanaco.adapters.embedding import LoadedEmbedder, load_embedder
 from dbgpt_guanaco.engine.embedding import BATCH_TOKENS, MAX_BATCH, SentenceEmbedder, cut
-from dbgpt_guanaco.errors import EngineBusyError, EngineStoppedError, GenerationFailedError
+from dbgpt_guanaco.errors import (
+    EngineBusyError,
+    EngineStoppedError,
+    GenerationFailedError,
+    InvalidRequestError,
+)
 from dbgpt_guanaco.settings import EmbeddingSettings
 
 
@@ -160,4 +165,31 @@ async def test_a_vector_that_is_not_finite_is_an_error_and_the_next_request_work
     with pytest.raises(GenerationFailedError):
         await embedder.embed(["text"])
     model.result = 1.0
-    assert (await embedder.embed(["text"])).vectors == ((1.0, 1.0, 1.0),)
+    assert [list(v) for v in (await embedder.embed(["text"])).vectors] == [[1.0, 1.0, 1.0]]
+
+
+async def test_half_a_surrogate_pair_is_the_clients_error(
+    embedder: SentenceEmbedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InvalidRequestError, match="half a surrogate pair"):
+        await embedder.embed(["fine", "broken \ud83d"])
+    assert not caplog.records
+
+
+async def test_a_huge_text_costs_what_is_read_of_it(embedder: SentenceEmbedder) -> None:
+    huge = await embedder.embed(["word " * 600_000])  # 3 MB
+    assert huge.prompt_tokens == 256
+
+
+async def test_a_short_request_waits_for_one_batch_of_a_large_one(
+    held: tuple[SentenceEmbedder, HeldModel],
+) -> None:
+    embedder, model = held
+    large = asyncio.create_task(embedder.embed(["text"] * (5 * MAX_BATCH)))
+    await started(model)
+    short = asyncio.create_task(embedder.embed(["short"]))
+    await asyncio.sleep(0)
+    model.go.set()
+    await short
+    assert model.batches.index(1) <= 2
+    await large

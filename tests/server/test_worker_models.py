@@ -200,3 +200,12 @@ async def test_a_running_model_has_no_parameters_to_describe(worker: Any) -> Non
 
     assert known.json() == []
     assert "unknown model" in refusal(unknown)
+
+
+async def test_one_request_holds_no_more_texts_than_fit_in_memory(connect: Any) -> None:
+    client = connect(ScriptedEngine(), embedder=ScriptedEmbedder(name="e"))
+    full = await client.post("/api/worker/embeddings", json={"model": "e", "input": [""] * 2048})
+    assert len(full.json()) == 2048
+    more = await client.post("/api/worker/embeddings", json={"model": "e", "input": [""] * 2049})
+    assert more.status_code == 400
+    assert "2048" in more.text
