@@ -14,6 +14,7 @@ from dbgpt_guanaco.errors import InvalidRequestError
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
+StructureKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 
 MAX_STOP_STRINGS = 32
 MAX_STOP_CHARACTERS = 256
@@ -28,6 +29,19 @@ class ChatMessage:
 
     role: Role
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A form that the whole answer must have. Whether it can be met is checked by the engine.
+
+    Attributes:
+        kind: ``json_object`` allows any JSON object and has no text.
+        text: JSON of a schema, a regular expression, a JSON list of choices, or a grammar.
+    """
+
+    kind: StructureKind
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +64,7 @@ class SamplingParams:
         stop_token_ids: Token ids that end the answer, beside the model's own.
         logprobs: Report the log-probability of each token.
         top_logprobs: With ``logprobs``, also of this many likeliest alternatives.
+        structure: Form that the answer must have; None leaves it free.
 
     Raises:
         InvalidRequestError: A value is out of range.
@@ -70,6 +85,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         # Each test asks for what is right: NaN fails every comparison.
@@ -146,6 +162,7 @@ class GenerationRequest:
             text of its own (chat) and the blank that some tokenizers write first is dropped.
         truncate_prompt_tokens: Keep only the newest tokens of a prompt: so many, or with 0 as
             many as leave room for the answer. None refuses a prompt that is too long.
+        cache_salt: Only requests of the same salt share the keys and values of their prompts.
     """
 
     prompt: str | tuple[int, ...]
@@ -154,6 +171,7 @@ class GenerationRequest:
     add_special_tokens: bool = True
     continues_prompt: bool = False
     truncate_prompt_tokens: int | None = None
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if self.truncate_prompt_tokens is not None and not self.truncate_prompt_tokens >= 0:
@@ -187,10 +205,12 @@ class Usage:
 
     Attributes:
         completion_tokens: Every generated token, the one that ended the answer included.
+        cached_tokens: Prompt tokens whose keys and values were there already.
     """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -285,9 +305,22 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy an engine is right now."""
+    """How busy an engine is right now, and what its cache of keys and values has saved.
+
+    Attributes:
+        kv_blocks: Blocks of the cache; 0 where an engine has none.
+        kv_blocks_free: Of these, blocks that no request holds.
+        prompt_tokens: Prompt tokens of all requests that ever ran.
+        cached_tokens: Of these, tokens found in the cache.
+        preemptions: Requests that lost their blocks to older ones and were computed again.
+    """
 
     running: int
     waiting: int
     slots: int
     queue_size: int
+    kv_blocks: int = 0
+    kv_blocks_free: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
