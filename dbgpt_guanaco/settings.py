@@ -118,15 +118,29 @@ class ModelSettings(Group):
 class EngineSettings(Group):
     """How many requests are answered, and how."""
 
-    slots: int = setting("LIMIT_MODEL_CONCURRENCY", 5, "requests answered at a time", ge=1, le=256)
+    engine: Literal["auto", "batching", "streaming"] = setting(
+        "GUANACO_ENGINE", "auto", "auto batches where the model can be batched"
+    )
+    kv_cache: str | None = setting(
+        "GUANACO_KV_CACHE", None, "cap on the memory for keys and values, such as 4GiB"
+    )
+
+    slots: int = setting("LIMIT_MODEL_CONCURRENCY", 32, "requests answered at a time", ge=1, le=256)
     queue_size: int = setting("GUANACO_QUEUE_SIZE", 64, "requests that may wait", ge=0, le=10_000)
     prefill_chunk_tokens: int | None = setting(
         "GUANACO_PREFILL_CHUNK",
         None,
-        "prompt tokens computed between two looks at the others; 64 on a CPU, 512 on a GPU",
+        "prompt tokens of one step; 64 on a CPU, on a GPU 256 beside others and 2048 alone",
         ge=16,
         le=8192,
     )
+
+    @field_validator("kv_cache")
+    @classmethod
+    def _is_a_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            memory_bytes(value)
+        return value
 
 
 class ServerSettings(Group):

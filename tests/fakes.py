@@ -80,6 +80,7 @@ class ScriptedEngine:
         self.requests: list[GenerationRequest] = []
         self.generations: list[ScriptedGeneration] = []
         self.is_alive, self.is_closed = True, False
+        self.problem: str | None = None
 
     @property
     def load(self) -> EngineLoad:

@@ -7,6 +7,7 @@ Called from the event loop and from the engine's thread.
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from dbgpt_guanaco.errors import EngineBusyError, EngineStoppedError
@@ -64,12 +65,13 @@ class Admission(Generic[Item]):
             self._waiting.append(item)
             self._changed.notify()
 
-    def next(self, *, wait: bool) -> Item | None:
+    def next(self, *, wait: bool, fits: Callable[[Item], bool] | None = None) -> Item | None:
         """Give a slot to whoever came first, if there is one and room for it.
 
         Args:
             wait: Wait until somebody comes; else return None at once. A closed engine
                 never waits.
+            fits: Whether there is room for one now, beside those that run.
         """
         with self._changed:
             while wait and not self._waiting and not self._is_closed:
@@ -77,6 +79,8 @@ class Admission(Generic[Item]):
             if not self._waiting or len(self._running) >= self._slots:
                 return None
             if self._waiting[0].kv_tokens > self._free_tokens and self._running:
+                return None
+            if fits and not fits(self._waiting[0]):
                 return None
             item = self._waiting.popleft()
             self._running.add(item)

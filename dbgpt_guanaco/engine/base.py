@@ -60,6 +60,11 @@ class Engine(Protocol):
         """The engine takes requests."""
         ...
 
+    @property
+    def problem(self) -> str | None:
+        """Why it takes none; None where it does."""
+        ...
+
     async def submit(self, request: GenerationRequest) -> Generation:
         """Accept a request; the caller must iterate it to the end or cancel it.
 

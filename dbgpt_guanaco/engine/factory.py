@@ -1,15 +1,24 @@
 """Settings → a warm engine, and what turns texts into vectors."""
 
+import logging
+from typing import TypeVar
+
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.embedding import load_embedder
-from dbgpt_guanaco.adapters.loading import load_model
+from dbgpt_guanaco.adapters.loading import LoadedModel, load_model
 from dbgpt_guanaco.adapters.resolve import resolve
+from dbgpt_guanaco.engine.batching import BatchingEngine
 from dbgpt_guanaco.engine.embedding import SentenceEmbedder
 from dbgpt_guanaco.engine.streaming import StreamingEngine
-from dbgpt_guanaco.settings import Settings
+from dbgpt_guanaco.errors import ConfigurationError, GenerationFailedError
+from dbgpt_guanaco.settings import EngineSettings, Settings
+
+logger = logging.getLogger(__name__)
+
+_Engine = TypeVar("_Engine", BatchingEngine, StreamingEngine)
 
 
-def create_engine(settings: Settings) -> StreamingEngine:
+def create_engine(settings: Settings) -> BatchingEngine | StreamingEngine:
     """Find and load the model that the settings name.
 
     Raises:
@@ -17,8 +26,31 @@ def create_engine(settings: Settings) -> StreamingEngine:
     """
     registry = default_registry()
     loaded = load_model(resolve(settings.model), settings.model, registry)
-    engine = StreamingEngine(loaded, settings.engine)
-    engine.wait_until_warm()
+    return start_engine(loaded, settings.engine)
+
+
+def start_engine(loaded: LoadedModel, settings: EngineSettings) -> BatchingEngine | StreamingEngine:
+    """Return the engine that the settings name, warm; by default the first that can run.
+
+    Raises:
+        GuanacoError: The model cannot be served as asked.
+    """
+    if settings.engine != "streaming":
+        try:
+            return _warm(BatchingEngine(loaded, settings))
+        except (ConfigurationError, GenerationFailedError) as error:
+            if settings.engine == "batching":
+                raise
+            logger.warning("answers take turns instead of sharing passes: %s", error)
+    return _warm(StreamingEngine(loaded, settings))
+
+
+def _warm(engine: _Engine) -> _Engine:
+    try:
+        engine.wait_until_warm()
+    except BaseException:
+        engine.close()
+        raise
     return engine
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
+from dbgpt_guanaco.engine.structure import StructureMatcher
 from dbgpt_guanaco.errors import GuanacoError
 from dbgpt_guanaco.types import GenerationRequest, TextDelta, Usage
 
@@ -11,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class StreamingGeneration:
-    """One request being answered by a ``StreamingEngine``."""
+    """One request being answered by an engine's thread."""
 
     def __init__(
         self,
@@ -20,12 +22,14 @@ class StreamingGeneration:
         max_new_tokens: int,
         give_up: Callable[["StreamingGeneration"], bool],
         decode: Callable[[Sequence[int]], str],
+        matcher: StructureMatcher | None = None,
     ) -> None:
         self.request, self.input_ids, self.max_new_tokens = request, input_ids, max_new_tokens
+        self.matcher = matcher
         self.is_cancelled = False
         self._give_up, self._decode = give_up, decode
-        self._loop = asyncio.get_running_loop()
-        self._deltas: asyncio.Queue[TextDelta | GuanacoError] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self.deltas: asyncio.Queue[TextDelta | GuanacoError] = asyncio.Queue()
 
     @property
     def kv_tokens(self) -> int:
@@ -43,7 +47,7 @@ class StreamingGeneration:
 
     async def _read(self) -> AsyncIterator[TextDelta]:
         while True:
-            item = await self._deltas.get()
+            item = await self.deltas.get()
             if isinstance(item, GuanacoError):
                 raise item
             yield item
@@ -59,6 +63,25 @@ class StreamingGeneration:
     def post(self, item: TextDelta | GuanacoError) -> None:
         """Hand something to the reader, from any thread; a loop that is gone reads nothing."""
         try:
-            self._loop.call_soon_threadsafe(self._deltas.put_nowait, item)
+            self.loop.call_soon_threadsafe(self.deltas.put_nowait, item)
         except RuntimeError:
             logger.debug("request %s: nobody is left to read", self.request.request_id)
+
+
+def post_all(items: Iterable[tuple[StreamingGeneration, TextDelta | GuanacoError]]) -> None:
+    """Hand something to many readers, waking each event loop once."""
+    by_loop = defaultdict(list)
+    for generation, item in items:
+        by_loop[generation.loop].append((generation.deltas, item))
+    for loop, posts in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_put_all, posts)
+        except RuntimeError:
+            logger.debug("nobody is left to read %d deltas", len(posts))
+
+
+def _put_all(
+    posts: Iterable[tuple[asyncio.Queue[TextDelta | GuanacoError], TextDelta | GuanacoError]],
+) -> None:
+    for deltas, item in posts:
+        deltas.put_nowait(item)

@@ -27,6 +27,7 @@ from transformers import (
 from dbgpt_guanaco.adapters.loading import LoadedModel
 from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.engine.admission import Admission
+from dbgpt_guanaco.engine.answer import Answer
 from dbgpt_guanaco.engine.detokenizer import Vocabulary
 from dbgpt_guanaco.engine.generation import StreamingGeneration
 from dbgpt_guanaco.engine.prompt import PromptEncoder
@@ -104,6 +105,11 @@ class StreamingEngine:
         return self._admission.load
 
     @property
+    def problem(self) -> str | None:
+        """See ``Engine``."""
+        return None if self.is_alive else str(self._stopped())
+
+    @property
     def is_alive(self) -> bool:
         """The engine's thread runs and takes requests."""
         return self._thread.is_alive() and not self._admission.is_closed
@@ -142,6 +148,8 @@ class StreamingEngine:
         self._hook.remove()
 
     def _check(self, sampling: SamplingParams) -> None:
+        if sampling.structure:
+            raise InvalidRequestError("structure", "structured answers are not supported yet")
         for name, ids in (
             ("logit_bias", sampling.logit_bias),
             ("stop_token_ids", sampling.stop_token_ids),
@@ -224,21 +232,22 @@ class StreamingEngine:
         sampling = generation.request.sampling
         sampler = Sampler(sampling, self._vocabulary_size, self._device)
         stop_token_ids = self._loaded.stop_token_ids | set(sampling.stop_token_ids)
+        answer = Answer(
+            self._vocabulary,
+            self._vocabulary.detokenizer(continues_text=generation.request.continues_prompt),
+            StopChecker(sampling.stop),
+            stop_token_ids,
+            len(generation.input_ids),
+        )
         streamer = AnswerStreamer(
             tokenizer=self._loaded.tokenizer,
-            detokenizer=self._vocabulary.detokenizer(
-                continues_text=generation.request.continues_prompt
-            ),
-            vocabulary=self._vocabulary,
-            stop=StopChecker(sampling.stop),
-            stop_token_ids=stop_token_ids,
+            answer=answer,
             draws=sampler.draws,
-            prompt_tokens=len(generation.input_ids),
             post=generation.post,
         )
         with contextlib.suppress(GenerationEndedError):
             self._generate(generation, sampler, streamer, stop_token_ids)
-        return streamer.last_delta(is_cancelled=generation.is_cancelled)
+        return answer.cancel() if generation.is_cancelled else answer.finish()
 
     def _generate(
         self,

@@ -1,5 +1,6 @@
 """What routes are given: the engine and the settings that ``create_app`` was built with."""
 
+import hashlib
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -24,7 +25,17 @@ async def _cluster(request: Request) -> ClusterSettings:
     return cast(ClusterSettings, request.app.state.cluster)
 
 
+async def _salt(request: Request) -> str:
+    """Return what keeps apart the cached prompts of different keys; nothing without a key.
+
+    Whoever shares a cache can tell from the time of an answer whether a text was sent before.
+    """
+    key = request.headers.get("authorization", "")
+    return hashlib.sha256(key.encode()).hexdigest() if key else ""
+
+
 EngineDep = Annotated[Engine, Depends(_engine)]
 SettingsDep = Annotated[ServerSettings, Depends(_settings)]
 EmbedderDep = Annotated[Embedder | None, Depends(_embedder)]
+SaltDep = Annotated[str, Depends(_salt)]
 ClusterDep = Annotated[ClusterSettings, Depends(_cluster)]

@@ -29,5 +29,12 @@ def _report(engine: EngineDep, status: str) -> JSONResponse:
         "waiting": load.waiting,
         "slots": load.slots,
         "queue_size": load.queue_size,
+        "kv_blocks": load.kv_blocks,
+        "kv_blocks_free": load.kv_blocks_free,
+        "prompt_tokens": load.prompt_tokens,
+        "cached_tokens": load.cached_tokens,
+        "preemptions": load.preemptions,
     }
+    if engine.problem:
+        body["problem"] = engine.problem
     return JSONResponse(body, 200 if engine.is_alive else 503)

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from dbgpt_guanaco.engine.base import Engine, Generation
 from dbgpt_guanaco.errors import InvalidRequestError, NoEmbedderError, UnknownModelError
 from dbgpt_guanaco.server import openai_embeddings
-from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep, SettingsDep
+from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep, SaltDep, SettingsDep
 from dbgpt_guanaco.server.openai_answers import Answer
 from dbgpt_guanaco.server.openai_embeddings import EmbeddingsRequest
 from dbgpt_guanaco.server.openai_requests import (
@@ -47,14 +48,18 @@ async def get_model(name: str, engine: EngineDep, embedder: EmbedderDep) -> dict
 
 @router.post("/chat/completions")
 async def create_chat_completion(
-    request: Request, body: ChatCompletionRequest, engine: EngineDep, settings: SettingsDep
+    request: Request,
+    body: ChatCompletionRequest,
+    engine: EngineDep,
+    settings: SettingsDep,
+    salt: SaltDep,
 ) -> Response:
     """Answer a conversation, as one object or as a stream of events."""
     model = _known(engine, body.model)
     _check_count(body.choices, engine, settings)
     request_id = f"chatcmpl-{uuid.uuid4().hex}"
     wanted = body.to_generation_requests(engine.template, settings.temperature, request_id)
-    generations = await _submit_all(engine, wanted)
+    generations = await _submit_all(engine, wanted, salt)
     answer = Answer(
         kind="chat",
         request_id=request_id,
@@ -69,14 +74,18 @@ async def create_chat_completion(
 
 @router.post("/completions")
 async def create_completion(
-    request: Request, body: CompletionRequest, engine: EngineDep, settings: SettingsDep
+    request: Request,
+    body: CompletionRequest,
+    engine: EngineDep,
+    settings: SettingsDep,
+    salt: SaltDep,
 ) -> Response:
     """Continue a text, as one object or as a stream of events."""
     model = _known(engine, body.model)
     _check_count(len(body.prompts) * body.choices, engine, settings)
     request_id = f"cmpl-{uuid.uuid4().hex}"
     wanted = body.to_generation_requests(settings.temperature, request_id)
-    generations = await _submit_all(engine, wanted)
+    generations = await _submit_all(engine, wanted, salt)
     answer = Answer(
         kind="completion",
         request_id=request_id,
@@ -151,7 +160,9 @@ async def _respond(
         cancel_all(answer.generations)
 
 
-async def _submit_all(engine: Engine, wanted: Sequence[GenerationRequest]) -> list[Generation]:
+async def _submit_all(
+    engine: Engine, wanted: Sequence[GenerationRequest], salt: str
+) -> list[Generation]:
     """Submit every request or none.
 
     Raises:
@@ -160,7 +171,8 @@ async def _submit_all(engine: Engine, wanted: Sequence[GenerationRequest]) -> li
     accepted: list[Generation] = []
     try:
         for one in wanted:
-            accepted.append(await engine.submit(one))  # noqa: PERF401 - a refusal must find them
+            salted = replace(one, cache_salt=salt)
+            accepted.append(await engine.submit(salted))
     except BaseException:
         cancel_all(accepted)
         raise

@@ -59,7 +59,7 @@ class Answer:
         choices = [self._whole_choice(index, deltas) for index, deltas in enumerate(collected)]
         last = [deltas[-1] for deltas in collected]
         return self._object(choices, is_chunk=False) | {
-            "usage": frames.usage_object(self._total_usage([delta.usage for delta in last]))
+            "usage": _usage_object(self._total_usage([delta.usage for delta in last]))
         }
 
     async def events(self) -> AsyncIterator[ServerSentEvent]:
@@ -81,10 +81,10 @@ class Answer:
                 if delta.is_last:
                     empty: dict[str, Any] = {"delta": {}} if self.kind == "chat" else {"text": ""}
                     # DB-GPT reads usage only from a chunk that has a choice.
-                    usage = {"usage": frames.usage_object(self._total_usage(usages))}
+                    usage = {"usage": _usage_object(self._total_usage(usages))}
                     yield self._chunk(index, empty, _reason(delta.finish_reason), usage)
             if self.include_usage:
-                usage = {"usage": frames.usage_object(self._total_usage(usages))}
+                usage = {"usage": _usage_object(self._total_usage(usages))}
                 yield frames.event(self._object([], is_chunk=True) | usage)
         except GuanacoError as error:
             yield frames.event(errors.as_body(error))
@@ -148,10 +148,18 @@ class Answer:
 
     def _total_usage(self, usages: Sequence[Usage]) -> Usage:
         step = self.choices_per_prompt
-        prompts = sum(
-            max(u.prompt_tokens for u in usages[i : i + step]) for i in range(0, len(usages), step)
+        of_prompts = [usages[i : i + step] for i in range(0, len(usages), step)]
+        return Usage(
+            sum(max(u.prompt_tokens for u in choices) for choices in of_prompts),
+            sum(u.completion_tokens for u in usages),
+            # Choices find what the first of them has computed; that was no earlier request.
+            sum(min(u.cached_tokens for u in choices) for choices in of_prompts),
         )
-        return Usage(prompts, sum(u.completion_tokens for u in usages))
+
+
+def _usage_object(usage: Usage) -> dict[str, Any]:
+    details = {"prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
+    return frames.usage_object(usage) | details
 
 
 def _reason(reason: FinishReason | None) -> str:

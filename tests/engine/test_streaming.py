@@ -143,3 +143,42 @@ async def test_a_reader_whose_loop_is_gone_stops_nobody(llama_tokenizer: Any) ->
 
     assert deltas[-1].usage.completion_tokens == 5
     engine.close()
+
+
+async def test_memory_for_keys_and_values_is_a_place_too(llama_tokenizer: Any) -> None:
+    """This engine reserves room for the longest answer."""
+    settings = EngineSettings(slots=2)
+    engine = StreamingEngine(tiny_loaded(llama_tokenizer, kv_tokens=300), settings)
+    first = await engine.submit(request((1, 5), 200))
+    second = await engine.submit(request((1, 5), 200))
+    await anext(aiter(first))
+
+    assert (engine.load.running, engine.load.waiting) == (1, 1)
+    first.cancel()
+    second.cancel()
+    engine.close()
+
+
+async def test_one_failure_leaves_the_neighbours_alone(
+    llama_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = StreamingEngine(tiny_loaded(llama_tokenizer), EngineSettings(slots=4))
+    generate = engine._generate
+
+    async def text(prompt: tuple[int, ...]) -> str:
+        return "".join([d.text async for d in await engine.submit(request(prompt, 30))])
+
+    def generate_or_fail(generation: Any, *rest: Any) -> None:
+        if len(generation.input_ids) == 2:
+            raise RuntimeError("this one")
+        generate(generation, *rest)
+
+    expected = await text((1, 50, 60))
+    monkeypatch.setattr(engine, "_generate", generate_or_fail)
+    results = await asyncio.gather(
+        *(text((1, 50, 60)) for _ in range(3)), text((1, 9)), return_exceptions=True
+    )
+
+    assert isinstance(results[3], GenerationFailedError)
+    assert results[:3] == [expected] * 3
+    engine.close()

@@ -12,19 +12,21 @@ async def test_a_server_says_how_busy_it_is(connect: Any, path: str, word: str) 
 
     assert response.json() == {
         "status": word, "model": "scripted", "running": 1, "waiting": 2, "slots": 5,
-        "queue_size": 64,
+        "queue_size": 64, "kv_blocks": 0, "kv_blocks_free": 0, "prompt_tokens": 0,
+        "cached_tokens": 0, "preemptions": 0,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])
 async def test_a_dead_engine_is_a_503(connect: Any, path: str) -> None:
     engine = ScriptedEngine()
-    engine.is_alive = False
+    engine.is_alive, engine.problem = False, "it is being rebuilt"
 
     response = await connect(engine).get(path)
 
     assert response.status_code == 503
     assert response.json()["status"] == "failed"
+    assert response.json()["problem"] == "it is being rebuilt"
 
 
 async def test_the_app_closes_its_engine() -> None:

@@ -43,6 +43,7 @@ async def test_a_whole_answer(connect: Any) -> None:
     assert choice["finish_reason"] == "stop"
     assert body["usage"] == {
         "prompt_tokens": PROMPT_TOKENS, "completion_tokens": 3, "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }  # fmt: skip
 
 

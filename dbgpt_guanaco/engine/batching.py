@@ -1,0 +1,309 @@
+"""The batching engine: one forward pass a step for everybody who is being answered.
+
+Each step computes the next token of all sequences that decode and a piece of the prompts that
+wait, so a new request joins between two tokens of the others and leaves again without them
+noticing. ``scheduler.py`` says who, ``block_manager.py`` where, ``model_runner.py`` computes,
+``batch_sampler.py`` draws; here they are put into a loop, with requests coming in and text
+going out. What fails is contained: it ends the answers of that step and nothing else.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Sequence as Many
+from dataclasses import replace
+
+import torch
+
+from dbgpt_guanaco.adapters.loading import LoadedModel
+from dbgpt_guanaco.adapters.template import PromptTemplate
+from dbgpt_guanaco.engine.admission import Admission
+from dbgpt_guanaco.engine.answer import Answer
+from dbgpt_guanaco.engine.batch_sampler import Drawn
+from dbgpt_guanaco.engine.detokenizer import Vocabulary
+from dbgpt_guanaco.engine.generation import StreamingGeneration, post_all
+from dbgpt_guanaco.engine.machinery import Machinery
+from dbgpt_guanaco.engine.prompt import PromptEncoder
+from dbgpt_guanaco.engine.scheduler import Step
+from dbgpt_guanaco.engine.sequence import Sequence
+from dbgpt_guanaco.engine.stopping import StopChecker
+from dbgpt_guanaco.errors import (
+    EngineStoppedError,
+    GenerationFailedError,
+    GuanacoError,
+    InvalidRequestError,
+    OutOfMemoryError,
+)
+from dbgpt_guanaco.settings import EngineSettings
+from dbgpt_guanaco.types import (
+    EngineLoad,
+    GenerationRequest,
+    ModelCard,
+    SamplingParams,
+    TextDelta,
+)
+
+logger = logging.getLogger(__name__)
+
+# Failing steps in a row after which the engine no longer trusts its own memory.
+MAX_FAILURES = 2
+REBUILDING = "the engine failed and is being rebuilt; the server's log says why"
+
+
+class BatchingEngine:
+    """Answers many requests at once, in one thread."""
+
+    def __init__(self, loaded: LoadedModel, settings: EngineSettings) -> None:
+        self._loaded = loaded
+        self._machinery = Machinery(loaded.model, settings, loaded.card.context_tokens)
+        context_tokens = min(loaded.card.context_tokens, self._machinery.capacity_tokens)
+        self.card: ModelCard = replace(loaded.card, context_tokens=context_tokens)
+        self.template: PromptTemplate = loaded.template
+        self._vocabulary = Vocabulary(loaded.tokenizer)
+        self._encoder = PromptEncoder(loaded.tokenizer, loaded.bos_token_id, context_tokens)
+        self._admission: Admission[StreamingGeneration] = Admission(
+            settings.slots, settings.queue_size, _UNBOUNDED
+        )
+        self._pending: tuple[Step, Drawn] | None = None
+        self._failures = 0
+        self._prompt_tokens = 0
+        self._problem: str | None = None
+        self._is_warm = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="guanaco-engine", daemon=True)
+        self._thread.start()
+
+    def wait_until_warm(self) -> None:
+        """Wait for a first pass, whose result is compared with the model's own.
+
+        Raises:
+            GenerationFailedError: The model cannot compute, or not in this way.
+        """
+        self._is_warm.wait()
+        if self._problem:
+            raise GenerationFailedError(f"the first pass: {self._problem}")
+
+    @property
+    def load(self) -> EngineLoad:
+        """See ``Engine``."""
+        blocks = self._machinery.blocks
+        return replace(
+            self._admission.load,
+            kv_blocks=blocks.num_blocks,
+            kv_blocks_free=blocks.num_free,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._machinery.scheduler.cached_tokens,
+            preemptions=self._machinery.scheduler.preemptions,
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """See ``Engine``."""
+        if self._problem:
+            return self._problem
+        return "the engine is closed" if self._admission.is_closed else None
+
+    @property
+    def is_alive(self) -> bool:
+        """See ``Engine``."""
+        return self._thread.is_alive() and self.problem is None
+
+    async def submit(self, request: GenerationRequest) -> StreamingGeneration:
+        """See ``Engine``."""
+        self._check(request.sampling)
+        if self._problem:
+            raise EngineStoppedError(self._problem)
+        input_ids, max_new_tokens = await asyncio.to_thread(self._encoder.fit, request)
+        generation = StreamingGeneration(
+            request,
+            input_ids,
+            max_new_tokens,
+            self._admission.give_up,
+            self._vocabulary.decode,
+        )
+        self._admission.enter(generation)
+        return generation
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> Many[int]:
+        """See ``Engine``."""
+        return await asyncio.to_thread(self._encoder.encode, text, add_special_tokens)
+
+    async def detokenize(self, token_ids: Many[int]) -> str:
+        """See ``Engine``."""
+        self._encoder.check_ids(token_ids)
+        return await asyncio.to_thread(self._encoder.decode, token_ids)
+
+    async def embed(self, text: str) -> Many[float]:
+        """See ``Engine``."""
+        token_ids = await self.tokenize(text, add_special_tokens=True)
+        return await asyncio.to_thread(self._machinery.mean_embedding, token_ids)
+
+    def close(self) -> None:
+        """End every request and the thread; returns when both are gone."""
+        post_all((generation, EngineStoppedError()) for generation in self._admission.close())
+        self._thread.join()
+        self._machinery.close()
+
+    def _check(self, sampling: SamplingParams) -> None:
+        if sampling.structure:
+            raise InvalidRequestError("structure", "structured answers are not supported yet")
+        size = self._machinery.vocabulary_size
+        for name, ids in (
+            ("logit_bias", sampling.logit_bias),
+            ("stop_token_ids", sampling.stop_token_ids),
+        ):
+            if any(i >= size for i in ids):
+                raise InvalidRequestError(name, f"token ids must be below {size}")
+
+    def _run(self) -> None:
+        """Take steps until the engine is closed. The engine's thread lives here."""
+        torch.set_grad_enabled(False)
+        try:
+            self._machinery.warm_up()
+            self._is_warm.set()
+            while not self._admission.is_closed:
+                self._admit()
+                self._leave_cancelled()
+                self._step()
+        except BaseException as error:  # the thread ends here: whoever waits must hear of it
+            self._problem = f"the engine has failed: {error}"
+            logger.exception("the engine's thread died")
+        finally:
+            self._is_warm.set()
+            stopped = EngineStoppedError(*([self._problem] if self._problem else []))
+            post_all((generation, stopped) for generation in self._admission.close())
+            self._end_all(self._machinery.scheduler.sequences, stopped)
+
+    def _admit(self) -> None:
+        scheduler = self._machinery.scheduler
+        while generation := self._admission.next(wait=scheduler.is_idle, fits=self._fits):
+            answer = Answer(
+                self._vocabulary,
+                self._vocabulary.detokenizer(continues_text=generation.request.continues_prompt),
+                StopChecker(generation.request.sampling.stop),
+                self._loaded.stop_token_ids | set(generation.request.sampling.stop_token_ids),
+                len(generation.input_ids),
+            )
+            row = self._machinery.sampler.open(
+                generation.request.sampling, generation.input_ids, generation.matcher
+            )
+            sequence = Sequence(generation, answer, row)
+            scheduler.add(sequence)
+            self._prompt_tokens += len(generation.input_ids)
+
+    def _fits(self, generation: StreamingGeneration) -> bool:
+        return self._machinery.scheduler.can_seat(
+            generation.input_ids, generation.request.cache_salt
+        )
+
+    def _leave_cancelled(self) -> None:
+        for sequence in self._machinery.scheduler.sequences:
+            if sequence.is_cancelled:
+                self._leave(sequence)
+                sequence.generation.post(sequence.answer.cancel())
+
+    def _step(self) -> None:
+        """Start the next step, then read what the one before has drawn.
+
+        On a CPU a step is done when it has been started, so its own tokens are read. The same
+        holds where the next mask of a structure depends on the token.
+        """
+        step: Step | None = None
+        try:
+            if self._must_know_tokens():
+                self._read_pending()
+            step = self._machinery.scheduler.schedule()
+            drawn = self._machinery.run(step) if step else None
+            self._read_pending()
+            self._pending = (step, drawn) if drawn else None
+            if not self._machinery.overlaps:
+                self._read_pending()
+            self._failures = 0 if step else self._failures
+        except Exception as error:
+            self._contain(error, step)
+
+    def _must_know_tokens(self) -> bool:
+        return any(s.row.matcher for s in self._machinery.scheduler.sequences)
+
+    def _read_pending(self) -> None:
+        """Hand out the text of the tokens that a step has drawn."""
+        if not self._pending:
+            return
+        (step, drawn), posts = self._pending, []
+        token_ids = drawn.token_ids()
+        self._pending = None
+        for position, (sequence, token_id) in enumerate(zip(step.drawing, token_ids, strict=True)):
+            if not sequence.is_over:
+                item = self._take(sequence, token_id, drawn, position)
+                if item:
+                    posts.append((sequence.generation, item))
+        post_all(posts)
+
+    def _take(
+        self, sequence: Sequence, token_id: int, drawn: Drawn, position: int
+    ) -> TextDelta | GuanacoError | None:
+        """Let a sequence have its token; it leaves with its last one."""
+        if token_id < 0:
+            self._leave(sequence)
+            logger.error("request %s: no token could be drawn from its logits", sequence.request_id)
+            return GenerationFailedError("the model failed on this request; the log says why")
+        sequence.append(token_id)
+        answer, matcher = sequence.answer, sequence.row.matcher
+        if matcher:
+            matcher.accept(token_id)
+        delta = answer.feed(token_id, drawn.draws(position, token_id))
+        is_complete = bool(matcher and matcher.is_over)
+        if not (answer.is_over or is_complete or len(sequence.token_ids) == sequence.max_tokens):
+            return delta
+        self._leave(sequence)
+        if delta:
+            sequence.generation.post(delta)
+        return answer.finish(is_complete=is_complete)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Give back all that a sequence holds, before its reader hears the end."""
+        sequence.is_over = True
+        self._machinery.scheduler.remove(sequence)
+        self._machinery.sampler.close(sequence.row)
+        self._admission.leave(sequence.generation)
+
+    def _end_all(self, sequences: Many[Sequence], error: GuanacoError) -> None:
+        for sequence in sequences:
+            if not sequence.is_over:
+                self._leave(sequence)
+                sequence.generation.post(error)
+
+    def _contain(self, error: Exception, step: Step | None) -> None:
+        """End the answers that a failed step belonged to, and see whether the rest is sound."""
+        logger.exception("a step failed")
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:  # before anybody hears of it and comes again
+            self._problem = REBUILDING
+        steps = [s for s in (step, self._pending[0] if self._pending else None) if s]
+        self._pending = None
+        told: GuanacoError = GenerationFailedError(
+            "the model failed on this request; the log says why"
+        )
+        if isinstance(error, torch.OutOfMemoryError):
+            told = OutOfMemoryError("the device has no memory left for this request")
+        told.__cause__ = error
+        for failed in steps:
+            self._machinery.scheduler.discard(failed)
+            self._end_all(failed.sequences, told)
+        if not steps:  # the scheduler itself failed: nobody knows where anybody stands
+            self._end_all(self._machinery.scheduler.sequences, told)
+        if self._failures < MAX_FAILURES and self._machinery.is_sound():
+            return
+        self._rebuild(told)
+
+    def _rebuild(self, told: GuanacoError) -> None:
+        """Start with an empty cache. Nobody is let in meanwhile; if it fails, the engine ends."""
+        self._problem = REBUILDING
+        logger.error(self._problem)
+        self._end_all(self._machinery.scheduler.sequences, told)
+        self._machinery.rebuild()
+        self._machinery.warm_up()
+        self._failures, self._problem = 0, None
+        logger.warning("the engine has been rebuilt and takes requests again")
+
+
+_UNBOUNDED = 2**62  # blocks are counted by the scheduler
