@@ -6,10 +6,12 @@ sequence attends over its own blocks. Registered through transformers' public
 ``AttentionInterface``, so that the model's code runs as it is.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -85,13 +87,16 @@ class KVCache:
     ) -> None:
         self.block_size, self.num_blocks = block_size, num_blocks
         slots = num_blocks * block_size
-        self.keys = [torch.zeros((h, slots, d), dtype=dtype, device=device) for h, d in layers]
-        self.values = [torch.zeros_like(keys) for keys in self.keys]
+        self.keys = [_zeros((h, slots, d), dtype, device) for h, d in layers]
+        self.values = [_zeros((h, slots, d), dtype, device) for h, d in layers]
 
-    def clear(self) -> None:
-        """Forget everything, what is not a number included."""
-        for tensor in (*self.keys, *self.values):
-            tensor.zero_()
+
+def _zeros(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros, on a CPU such that take memory only where something is written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = numpy.zeros(math.prod(shape) * dtype.itemsize, dtype=numpy.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ BLOCK_TOKENS = 16
 BUDGETS = {"cpu": PrefillBudget(64, 64), "cuda": PrefillBudget(2048, 256)}
 # Share of the free memory that keys and values may take.
 CACHE_SHARE = {"cpu": 0.5, "cuda": 0.85}
+# On a CPU the memory belongs to other programs, too; a setting may allow more.
+CPU_CACHE_BYTES = 2 * 2**30
 PROBE = (3, 1, 4, 1, 5, 9, 2, 6)
 
 
@@ -138,6 +140,8 @@ class Machinery:
         allowed = int(free * CACHE_SHARE[self._device.type])
         if self._settings.kv_cache:
             allowed = min(allowed, memory_bytes(self._settings.kv_cache))
+        elif self._device.type == "cpu":
+            allowed = min(allowed, max(CPU_CACHE_BYTES, context_tokens * token_bytes))
         wanted = self._settings.slots * context_tokens
         blocks = min(wanted, allowed // token_bytes) // BLOCK_TOKENS
         if blocks < 2:
