@@ -8,6 +8,7 @@ sequence: they write no keys, see none, and their logits are cut off.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -81,9 +82,9 @@ class DecodeGraphs:
         self.sizes = sizes_up_to(largest)
         # The largest comes first: what it frees is room enough for all others.
         self._recorded = {
-            size: record(lambda size=size: step(self._static.head(size)))  # type: ignore[misc] # mypy infers no lambda with a default
-            for size in reversed(self.sizes)
+            size: record(partial(step, self._static.head(size))) for size in reversed(self.sizes)
         }
+        self._tables: list[tuple[int, ...]] = []  # what the leading rows hold on the device
 
     @torch.inference_mode()
     def run(
@@ -100,17 +101,26 @@ class DecodeGraphs:
             Logits [b, V]; the next call writes over them.
         """
         number = len(lengths)
+        if number > self.sizes[-1]:
+            raise ValueError(f"a batch of {number} sequences, recorded are up to {self.sizes[-1]}")
         size = next(size for size in self.sizes if size >= number)
         static = self._static.head(size)
         static.input_ids[:number].copy_(input_ids)
         self._copy([*lengths, *[0] * (size - number)], static.lengths)
-        width = max(len(table) for table in block_tables)
-        # Entries behind a sequence's last block are not read, so old ones may stay there.
-        tables = [[*table, *[0] * (width - len(table))] for table in block_tables]
-        self._copy(tables, static.block_tables[:number, :width])
+        self._set_tables([tuple(table) for table in block_tables])
         replay, logits = self._recorded[size]
         replay()
         return logits[:number]
+
+    def _set_tables(self, tables: list[tuple[int, ...]]) -> None:
+        # They change once in a block's length.
+        if tables == self._tables[: len(tables)]:
+            return
+        self._tables = tables
+        # Entries behind a sequence's last block are not read, so old ones may stay there.
+        width = max(len(table) for table in tables)
+        filled = [[*table, *[0] * (width - len(table))] for table in tables]
+        self._copy(filled, self._static.block_tables[: len(tables), :width])
 
     def _copy(self, numbers: Sequence[int] | Sequence[Sequence[int]], target: Tensor) -> None:
         host = torch.tensor(numbers, dtype=torch.int32)

@@ -27,22 +27,28 @@ RUNS = [*(f"{name}-float32" for name in CHECKS), *(f"{name}-float16" for name in
 SHARED_BYTES = {86: 99 * 1024, 90: 227 * 1024}
 
 
-@pytest.fixture(scope="module")
-def outcomes() -> Any:
-    """What became of every check in the interpreter; empty where it holds."""
+def interpreted(*program: str) -> str:
+    """What a program of the tests prints in Triton's interpreter."""
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",  # tiny tensors: threads would only wait for one another
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "paged_attention_checks", *RUNS],
+        [sys.executable, "-m", *program],
         env=environment,
         capture_output=True,
         text=True,
-        check=True,
         timeout=120,
     )
-    return json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> Any:
+    """What became of every check; empty where it holds."""
+    return json.loads(interpreted("paged_attention_checks", *RUNS))
 
 
 @needs_triton
@@ -50,6 +56,11 @@ def outcomes() -> Any:
 def test_a_check_holds_in_the_interpreter(outcomes: Any, run: str) -> None:
     outcome = outcomes[run]
     assert not outcome, outcome
+
+
+@needs_triton
+def test_a_model_over_kernels_and_recorded_steps_gives_the_logits_of_transformers() -> None:
+    interpreted("paged_model_checks")
 
 
 class Recorder:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from paged_attention_checks import CHECKS, DTYPES, Case, Pass, make_pass
+from paged_model_checks import check_model
 
 from dbgpt_guanaco.engine.kernels.paged_attention import decode_scratch, write_kv
 
@@ -17,6 +18,10 @@ DEVICE = torch.device("cuda")
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_check_holds_on_the_device(check: str, dtype: str) -> None:
     CHECKS[check](DTYPES[dtype], DEVICE)
+
+
+def test_a_model_over_kernels_and_graphs_gives_the_logits_of_transformers() -> None:
+    check_model(DEVICE)
 
 
 def captured(made: Pass, out: torch.Tensor) -> torch.cuda.CUDAGraph:
