@@ -15,17 +15,15 @@ from transformers.generation.streamers import BaseStreamer
 from benchmarks.gpu_models import DTYPE, Built
 from benchmarks.gpu_timing import seconds_of
 from dbgpt_guanaco.engine import attention
-from dbgpt_guanaco.engine.attention import Attend, CpuAttention, KVCache, Span
-from dbgpt_guanaco.engine.batch_sampler import BatchSampler
+from dbgpt_guanaco.engine.attention import KVCache, Span
 from dbgpt_guanaco.engine.cuda_graphs import (
     CudaRecorder,
     DecodeBatch,
     DecodeGraphs,
     record_nothing,
 )
-from dbgpt_guanaco.engine.kernels.attend import Places, TritonAttention, places_of
 from dbgpt_guanaco.engine.machinery import BLOCK_TOKENS
-from dbgpt_guanaco.engine.model_runner import ModelRunner
+from dbgpt_guanaco.engine.passes import Passes, RecordedPasses, TransformersPasses
 
 WARMUP = 3
 
@@ -170,12 +168,11 @@ class Decoding:
         self.tables = order.view(batch, width).tolist()
         layers = [(shape.heads, shape.head_size)] * shape.layers
         self.cache = KVCache(layers, batch * width, BLOCK_TOKENS, DTYPE, self._device)
-        sampler = BatchSampler(shape.vocabulary, batch, self._device)
-        self._runner = ModelRunner(self._model, self.cache, sampler)
+        self._passes = TransformersPasses(self._model, self.cache)
         self._vocabulary = shape.vocabulary
         self.lengths = [0] * batch
         self.newest = torch.zeros(batch, dtype=torch.long, device=self._device)
-        self._graphs = self._record(batch, width) if is_recorded else None
+        self._way: Passes = self._recorded(batch, width) if is_recorded else self._passes
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Compute prompts in one pass."""
@@ -183,73 +180,39 @@ class Decoding:
         for prompt, table in zip(prompts, self.tables, strict=True):
             spans.append(Span(start, len(prompt), len(prompt), table))
             start += len(prompt)
-        positions = [place for span in spans for place in range(span.length)]
-        slots = torch.tensor([_slot(s.blocks, p) for s in spans for p in range(s.length)])
         ids = torch.tensor([i for prompt in prompts for i in prompt], device=self._device)
-        logits = self._runner.forward(
-            ids,
-            torch.tensor(positions, device=self._device),
-            self._attend(spans, slots.to(self._device)),
-            torch.tensor([s.start + s.count - 1 for s in spans], device=self._device),
-        )
+        ends = [s.start + s.count - 1 for s in spans]
+        logits = self._passes.compute(ids, spans, ends)
         self.lengths = [len(prompt) for prompt in prompts]
         self.newest = logits.argmax(dim=-1)
 
     def step(self) -> None:
         """Compute the newest tokens and choose the next ones."""
         self.lengths = [length + 1 for length in self.lengths]
-        if self._graphs:
-            logits = self._graphs.run(self.newest, self.lengths, self.tables)
-        else:
-            logits = self._eager()
-        self.newest = logits.argmax(dim=-1)
-
-    def _eager(self) -> Tensor:
-        positions = [length - 1 for length in self.lengths]
         spans = [
             Span(n, 1, length, table)
             for n, (length, table) in enumerate(zip(self.lengths, self.tables, strict=True))
         ]
-        slots = torch.tensor([_slot(t, p) for t, p in zip(self.tables, positions, strict=True)])
-        return self._runner.forward(
-            self.newest,
-            torch.tensor(positions).to(self._device, non_blocking=True),
-            self._attend(spans, slots.to(self._device, non_blocking=True)),
-            None,
-        )
+        self.newest = self._way.compute(self.newest, spans, None).argmax(dim=-1)
 
-    def _attend(self, spans: Sequence[Span], slots: Tensor) -> Attend:
-        if self._device.type == "cuda":
-            return TritonAttention(self.cache, places_of(spans, slots))
-        return CpuAttention(self.cache, slots, spans)
-
-    def _record(self, batch: int, width: int) -> DecodeGraphs:
-        return DecodeGraphs(
-            self._step_of if self._device.type == "cuda" else self._cpu_step_of,
+    def _recorded(self, batch: int, width: int) -> RecordedPasses:
+        is_cuda = self._device.type == "cuda"
+        graphs = DecodeGraphs(
+            self._passes.decode if is_cuda else self._cpu_step,
             largest=batch,
             table_blocks=width,
             device=self._device,
-            record=CudaRecorder() if self._device.type == "cuda" else record_nothing,
+            record=CudaRecorder() if is_cuda else record_nothing,
         )
+        return RecordedPasses(self._passes, graphs)
 
-    def _step_of(self, batch: DecodeBatch) -> Tensor:
-        slots = batch.slots(BLOCK_TOKENS)
-        places = Places(slots, batch.lengths, batch.block_tables, decodes=len(slots))
-        attend = TritonAttention(self.cache, places)
-        return self._runner.forward(batch.input_ids, batch.positions(), attend, None)
-
-    def _cpu_step_of(self, batch: DecodeBatch) -> Tensor:
+    def _cpu_step(self, batch: DecodeBatch) -> Tensor:
         """Do the same through lists of numbers, which a real graph could not look at."""
         if not batch.lengths.any():  # recorded, with padding only
             return torch.zeros(len(batch.lengths), self._vocabulary, dtype=DTYPE)
         rows = zip(batch.lengths.tolist(), batch.block_tables.tolist(), strict=True)
         spans = [Span(n, 1, length, table) for n, (length, table) in enumerate(rows)]
-        attend = CpuAttention(self.cache, batch.slots(BLOCK_TOKENS), spans)
-        return self._runner.forward(batch.input_ids, batch.positions(), attend, None)
-
-
-def _slot(table: Sequence[int], position: int) -> int:
-    return table[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+        return self._passes.compute(batch.input_ids, spans, None)
 
 
 def _random_ids(built: Built, batch: int, tokens: int) -> Tensor:

@@ -56,7 +56,11 @@ public:
         int key = window_ ? std::max(0, position(0) + 1 - window_) / BLOCK * BLOCK : 0;
         while (key < end) {
             const int stop = std::min(end, key / SEGMENT * SEGMENT + SEGMENT);
-            for (int k = key; k < stop; k += BLOCK) score(k, k - key);
+            for (int k = key; k < stop; k += BLOCK) {
+                prefetch(values_ + offset(k));
+                if (k + BLOCK < stop) prefetch(keys_ + offset(k + BLOCK));
+                score(k, k - key);
+            }
             for (int q = 0; q < count_; ++q) weigh(q, (stop - key + BLOCK - 1) / BLOCK);
             for (int k = key; k < stop; k += BLOCK) add_values(k, k - key);
             key = stop;
@@ -78,6 +82,11 @@ private:
 
     std::int64_t offset(int key) const {
         return static_cast<std::int64_t>(blocks_[key / BLOCK]) * BLOCK * shape_.size;
+    }
+
+    // Blocks lie anywhere: the CPU cannot guess the next one.
+    void prefetch(const bf16* block) const {
+        for (int i = 0; i < BLOCK * shape_.size; i += 32) _mm_prefetch(block + i, _MM_HINT_T1);
     }
 
     // Scores of 16 keys; those that a query must not see get -inf.

@@ -4,6 +4,7 @@
 // threads take one after the other, so a thread that the system holds up holds up nobody else.
 // Numbers are bfloat16 between the phases, as in transformers, and float32 within.
 #include <omp.h>
+#include <sched.h>
 
 #include "attention.h"
 #include "linear.h"
@@ -24,6 +25,11 @@ struct Model {
     Linear head;
 };
 
+// How much of a phase is taken and done; one to a cache line.
+struct alignas(64) Phase {
+    std::int32_t taken, done;
+};
+
 struct Pass {
     std::int64_t tokens;
     bf16* hidden;               // [T, hidden]: embeddings; in the end what the last layer gives
@@ -36,14 +42,15 @@ struct Pass {
     std::int64_t num_wanted;
     bf16* logits;            // [N, vocabulary]
     bf16* scratch;           // scratch_size() of them
-    std::int32_t* counters;  // counters_size() zeros
+    Phase* phases;  // num_phases(), all zero
     std::int64_t threads;
     double* seconds;  // spent in linear layers, attention, head, rest; null: nobody asks
 };
 
 namespace {
 
-constexpr int PHASES = 8;  // of a layer
+constexpr int PHASES = 8;    // of a layer
+constexpr int SPINS = 2000;  // some 50 us
 enum Kind_of_work { LINEAR, ATTENTION, HEAD, REST };
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -53,19 +60,21 @@ struct Place {
     int rows, columns;
 };
 
-// How a product is split into tiles of few rows and wide columns, or of many rows.
+// How a product is split into tiles.
 class Tiling {
 public:
-    Tiling(std::int64_t tokens, std::int64_t outputs, int threads, int widest) : tokens_(tokens) {
-        const std::int64_t down = ceil_div(tokens, TILE_ROWS);
-        rows_ = down <= 1 ? tokens : ceil_div(ceil_div(tokens, down), 8) * 8;
-        columns_ = COLUMNS;
-        if (rows_ <= 2 && rows_ > 0) {  // as wide as leaves something for every thread
-            const std::int64_t own = ceil_div(ceil_div(outputs, COLUMNS), threads);
-            columns_ *= ceil_div(own, ceil_div(own, widest / rows_));
-        }
+    // widest: blocks of columns, for few rows.
+    Tiling(std::int64_t tokens, std::int64_t outputs, int threads, std::int64_t widest)
+        : tokens_(tokens) {
+        const std::int64_t down = std::max<std::int64_t>(1, ceil_div(tokens, TILE_ROWS));
+        rows_ = down == 1 ? std::max<std::int64_t>(1, tokens)
+                          : ceil_div(ceil_div(tokens, down), 8) * 8;
+        // As wide as fits, and leaves the same to every thread.
+        widest = std::clamp<std::int64_t>(TILE_FLOATS / COLUMNS / rows_, 1, widest);
+        const std::int64_t own = ceil_div(ceil_div(outputs, COLUMNS), threads);
+        columns_ = COLUMNS * ceil_div(own, ceil_div(own, widest));
         across_ = ceil_div(outputs, columns_);
-        units = tokens ? across_ * ceil_div(tokens, rows_) : 0;
+        units = across_ * ceil_div(tokens, rows_);
     }
 
     Place place(std::int64_t unit) const {
@@ -80,7 +89,7 @@ private:
     std::int64_t tokens_, rows_, columns_, across_;
 };
 
-// One thread's view of a pass. All run the same phases, and meet behind each.
+// One thread's view of a pass. All go through the same phases.
 class Worker {
 public:
     Worker(const Model& model, const Pass& pass)
@@ -103,7 +112,7 @@ public:
             const std::int64_t token = pass_.wanted ? pass_.wanted[r] : r;
             normalize(model_.norm, hidden(token), model_.hidden, normed_ + r * model_.hidden);
         });
-        const Tiling tiles(rows, model_.head.outputs, threads_, 2);
+        const Tiling tiles(rows, model_.head.outputs, threads_, 8);
         share(HEAD, tiles.units, [&](std::int64_t unit) {
             keep(model_.head, normed_, tiles.place(unit), pass_.logits);
         });
@@ -121,15 +130,24 @@ private:
         add(l.down, gated_);
     }
 
+    // Does what is left of a phase, and returns when all of it is done. Nobody has to come:
+    // while the system holds up a thread between two phases, the others go on without it.
     template <class Work>
     void share(Kind_of_work kind, std::int64_t units, Work work) {
-        std::int32_t* taken = pass_.counters + phase_++;
-        for (;;) {
-            const std::int64_t unit = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
+        Phase& phase = pass_.phases[next_phase_++];
+        while (true) {
+            const std::int64_t unit = __atomic_fetch_add(&phase.taken, 1, __ATOMIC_RELAXED);
             if (unit >= units) break;
             work(unit);
+            __atomic_fetch_add(&phase.done, 1, __ATOMIC_RELEASE);
         }
-#pragma omp barrier
+        for (int spins = 0; __atomic_load_n(&phase.done, __ATOMIC_ACQUIRE) < units; ++spins) {
+            if (spins < SPINS) {
+                _mm_pause();
+            } else {
+                sched_yield();  // whoever has the last unit may be waiting for this core
+            }
+        }
         if (clock_ > 0) {
             const double now = omp_get_wtime();
             pass_.seconds[kind] += now - clock_;
@@ -192,7 +210,7 @@ private:
 
     void gate(const Layer& l) {
         const std::int64_t outputs = l.gate.outputs;
-        const Tiling tiles(tokens_, outputs, threads_, 2);
+        const Tiling tiles(tokens_, outputs, threads_, 4);
         share(LINEAR, tiles.units, [&](std::int64_t unit) {
             alignas(64) float gates[TILE_FLOATS], ups[TILE_FLOATS];
             const Place at = tiles.place(unit);
@@ -256,7 +274,7 @@ private:
     const std::int64_t tokens_, query_size_, kv_size_;
     const int threads_;
     bf16 *normed_, *queries_, *keys_, *values_, *attended_, *gated_;
-    int phase_ = 0;
+    int next_phase_ = 0;
     double clock_ = 0;
 };
 
@@ -275,8 +293,8 @@ std::int64_t guanaco_scratch_size(const Model* model, std::int64_t tokens) {
                      (model->num_layers ? model->layers[0].gate.outputs : 0));
 }
 
-std::int64_t guanaco_counters_size(const Model* model) {
-    return model->num_layers * PHASES + 2;
+std::int64_t guanaco_phase_bytes(const Model* model) {
+    return (model->num_layers * PHASES + 2) * sizeof(Phase);
 }
 
 void guanaco_run(const Model* model, const Pass* pass) {

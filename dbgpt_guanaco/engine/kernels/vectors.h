@@ -53,6 +53,10 @@ inline __m512bh load_pairs(const void* from) {
     return reinterpret_cast<__m512bh>(_mm512_loadu_si512(from));
 }
 
+inline __m512bh load_pairs(const void* from, __mmask32 halves) {
+    return reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(halves, from));
+}
+
 // e**x within 2 ulp; 0 below -87.3, and for -inf. Cody-Waite reduction, then a polynomial.
 inline __m512 exponential(__m512 x) {
     const __mmask16 vanishes = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.3f), _CMP_LT_OQ);
