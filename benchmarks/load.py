@@ -1,9 +1,11 @@
 """Drives servers in a closed loop: every stream sends its next request after the last answer."""
 
 import asyncio
+import contextlib
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -29,12 +31,14 @@ class Server:
         url: Scheme, host and port, without the endpoint.
         model: Name of the model in requests.
         api_key: Sent as bearer token to this server only; never shown, never written.
+        extra: Fields of the body that only this server is sent.
     """
 
     name: str
     url: str
     model: str
     api_key: str | None = field(default=None, repr=False)
+    extra: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -160,43 +164,72 @@ def open_client(timeout_s: float, connections: int) -> httpx.AsyncClient:
     )
 
 
-async def ask(client: httpx.AsyncClient, server: Server, load: Load, prompt: str) -> Outcome:
-    """Send one request and read its answer; whatever goes wrong on the way is an outcome."""
-    sent = time.perf_counter()
+async def ask(
+    client: httpx.AsyncClient,
+    server: Server,
+    load: Load,
+    prompt: str,
+    reader: AnswerReader | None = None,
+) -> Outcome:
+    """Send one request and read its answer; whatever goes wrong on the way is an outcome.
+
+    Who wants to watch the answer come gives a new ``reader``.
+    """
+    sent, retry_after = time.perf_counter(), None
+    answer = reader or AnswerReader()
     try:
         async with asyncio.timeout(load.timeout_s):
-            return await _stream_answer(client, server, load, prompt, sent)
+            return await _stream_answer(client, server, load, prompt, sent, answer)
     except FailedRequestError as error:
-        kind, detail = error.kind, error.detail
+        kind, detail, retry_after = error.kind, error.detail, error.retry_after
     except (TimeoutError, httpx.TimeoutException):
         kind, detail = "timeout", f"no complete answer within {load.timeout_s:g} s"
     except httpx.ConnectError as error:
         kind, detail = "connection", repr(error)
     except httpx.RequestError as error:
         kind, detail = "broken stream", repr(error)
-    return Failure(kind, shorten(detail), time.perf_counter() - sent)
+    return Failure(kind, shorten(detail), time.perf_counter() - sent, retry_after)
 
 
 async def _stream_answer(
-    client: httpx.AsyncClient, server: Server, load: Load, prompt: str, sent: float
+    client: httpx.AsyncClient,
+    server: Server,
+    load: Load,
+    prompt: str,
+    sent: float,
+    answer: AnswerReader,
 ) -> Answer:
-    events, answer = EventReader(), AnswerReader()
-    request = client.stream(
+    events = EventReader()
+    request = client.build_request(
         "POST",
         server.url + load.endpoint,
-        json=load.body(server.model, prompt),
+        json=load.body(server.model, prompt) | dict(server.extra),
         headers=server.headers,
     )
-    async with request as response:
+    response, was_resent = await _send(client, request)
+    async with contextlib.aclosing(response):
         if response.status_code != httpx.codes.OK:
             text = (await response.aread()).decode("utf-8", errors="replace")
-            raise FailedRequestError(f"http {response.status_code}", text or "no body")
+            kind = f"http {response.status_code}"
+            raise FailedRequestError(kind, text or "no body", response.headers.get("Retry-After"))
         async for piece in response.aiter_bytes():
             # Read once for all events of a piece: they arrived together.
             at_s = time.perf_counter() - sent
             for event in events.feed(piece):
                 answer.take(event, at_s)
-    return answer.close()
+    return dataclasses.replace(answer.close(), was_resent=was_resent)
+
+
+async def _send(client: httpx.AsyncClient, request: httpx.Request) -> tuple[httpx.Response, bool]:
+    """Return the response that begins, and whether the request had to be sent twice.
+
+    llama.cpp closes connections that it promised to keep. Who uses one just then has to open
+    another, as every HTTP client does; the clock goes on.
+    """
+    try:
+        return await client.send(request, stream=True), False
+    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+        return await client.send(request, stream=True), True
 
 
 async def find_model(url: str, load: Load, api_key: str | None) -> str:

@@ -24,6 +24,8 @@ class Answer:
         token_source: ``usage`` is the server's own count; ``chunks`` counts pieces of text.
         prompt_tokens: Tokens of the prompt, if the server says so.
         finish_reason: Why the server says it ended.
+        cached_tokens: Prompt tokens that a prefix cache held, if the server says so.
+        was_resent: The server had closed the connection, so the request was sent again.
     """
 
     outputs_s: tuple[float, ...]
@@ -32,6 +34,8 @@ class Answer:
     token_source: TokenSource
     prompt_tokens: int | None = None
     finish_reason: str | None = None
+    cached_tokens: int | None = None
+    was_resent: bool = False
 
     def __post_init__(self) -> None:
         if not self.outputs_s:
@@ -63,11 +67,13 @@ class Failure:
         kind: Short and countable, such as ``http 429`` or ``timeout``.
         detail: What the server or the network said, shortened.
         after_s: Seconds from sending to the failure.
+        retry_after: When to come back, in the server's own words.
     """
 
     kind: str
     detail: str
     after_s: float
+    retry_after: str | None = None
 
 
 Outcome = Answer | Failure

@@ -131,6 +131,12 @@ class Report:
                     f"{server.name}: {short} of {len(answers)} answers ended before "
                     f"{self.load.max_tokens} tokens, so servers may have done unlike work"
                 )
+            resent = sum(answer.was_resent for answer in answers)
+            if resent:
+                notes.append(
+                    f"{server.name}: {resent} of {len(answers)} requests were sent twice, because "
+                    "it had closed a connection that was kept"
+                )
         first = {(server, failure.kind): failure.detail for server, failure in self.failures()}
         notes += [f"{name}: {kind}, e.g. {detail}" for (name, kind), detail in first.items()]
         return notes

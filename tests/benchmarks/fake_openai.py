@@ -25,6 +25,7 @@ class Script:
     completion_tokens: int = 3
     keeps_alive: bool = False
     status: int = 200
+    retry_after: str | None = None
     ending: Literal["complete", "error", "cut", "silent", "never", "drip"] = "complete"
     fails_every: int = 1
     models: tuple[str, ...] = ("fake",)
@@ -91,7 +92,8 @@ class FakeOpenAI:
             await self.barrier.wait()
         fails = self.asked.count(name) % script.fails_every == 0
         if script.status != 200 and fails:
-            return JSONResponse({"error": {"message": "busy"}}, status_code=script.status)
+            headers = {"Retry-After": script.retry_after} if script.retry_after else {}
+            return JSONResponse({"error": {"message": "busy"}}, script.status, headers)
         stream = frames(script, is_chat="messages" in body)
         return StreamingResponse(stream, media_type="text/event-stream")
 

@@ -56,6 +56,18 @@ def test_usage_counts_the_tokens(ending: list[dict[str, Any] | str]) -> None:
     assert answer.e2e_s == 3
 
 
+@pytest.mark.parametrize(
+    ("details", "cached"),
+    [({"cached_tokens": 7}, 7), ({"cached_tokens": None}, None), ({}, None), (None, None)],
+)
+def test_cached_tokens_are_read_where_a_server_tells_them(
+    details: dict[str, Any] | None, cached: int | None
+) -> None:
+    told = {"usage": {"completion_tokens": 1, "prompt_tokens_details": details}}
+
+    assert read(text("a"), FINISH | told).cached_tokens == cached
+
+
 @pytest.mark.parametrize("tokens", [None, "5", -1, True])
 def test_without_a_usable_count_pieces_are_counted(tokens: object) -> None:
     answer = read(text("a"), text("b"), FINISH | usage(tokens))
@@ -70,6 +82,16 @@ def test_without_a_usable_count_pieces_are_counted(tokens: object) -> None:
 )
 def test_other_fields_of_text_are_output(choice: dict[str, Any]) -> None:
     assert read({"choices": [choice]}, FINISH).outputs_s == (1,)
+
+
+def test_pieces_can_be_counted_while_they_come() -> None:
+    reader = AnswerReader()
+    seen = []
+    for chunk in (ROLE, text("a"), KEEP_ALIVE, text("b")):
+        reader.take(Event(json.dumps(chunk)), 1.0)
+        seen.append(reader.outputs)
+
+    assert seen == [0, 1, 1, 2]
 
 
 def test_what_follows_done_is_not_read() -> None:

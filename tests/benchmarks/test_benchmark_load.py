@@ -1,12 +1,23 @@
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from fake_openai import FakeOpenAI, Script, serving
 
-from benchmarks.load import BenchmarkError, Load, Server, find_model, run, run_stage
+from benchmarks.load import (
+    BenchmarkError,
+    Load,
+    Server,
+    ask,
+    find_model,
+    open_client,
+    run,
+    run_stage,
+)
 from benchmarks.measures import Answer, Failure, Stage, summarize
 from benchmarks.prompts import Prompts
 
@@ -19,6 +30,7 @@ SCRIPTS = {
     "final": Script(usage="final", completion_tokens=12),
     "none": Script(usage="none"),
     "busy": Script(status=429),
+    "patient": Script(status=429, retry_after="3"),
     "moody": Script(status=503, fails_every=3),
     "error": Script(ending="error"),
     "cut": Script(ending="cut"),
@@ -211,3 +223,65 @@ def test_the_only_model_is_found(fake: FakeOpenAI) -> None:
 def test_no_model_is_guessed(fake: FakeOpenAI, name: str, message: str) -> None:
     with pytest.raises(BenchmarkError, match=message):
         asyncio.run(find_model(fake.url(name), ONE, None))
+
+
+@pytest.mark.parametrize(("name", "expected"), [("patient", "3"), ("busy", None), ("never", None)])
+def test_a_refusal_says_when_to_come_back_if_the_server_does(
+    fake: FakeOpenAI, name: str, expected: str | None
+) -> None:
+    [failure] = measure(fake, name, replace(ONE, timeout_s=0.3)).outcomes
+
+    assert isinstance(failure, Failure)
+    assert failure.retry_after == expected
+
+
+def test_a_server_is_sent_its_own_fields_beside_the_common_ones(fake: FakeOpenAI) -> None:
+    servers = [
+        Server("plain", fake.url("plain"), "fake", extra={"ignore_eos": True}),
+        Server("peer", fake.url("peer"), "fake"),
+    ]
+
+    asyncio.run(run(servers, ONE, Prompts()))
+
+    plain, peer = fake.bodies
+    assert plain == peer | {"ignore_eos": True}
+
+
+async def test_a_request_is_sent_again_once_where_the_server_closes_a_kept_connection() -> None:
+    async with closing_server(answers=1) as url:
+        fast = await ask_once(url)
+    async with closing_server(answers=0) as url:
+        failed = await ask_once(url)
+
+    assert isinstance(fast, Answer)
+    assert fast.was_resent
+    assert isinstance(failed, Failure)
+    assert failed.kind == "broken stream"
+
+
+@asynccontextmanager
+async def closing_server(answers: int) -> AsyncIterator[str]:
+    """Close the first connection without a word, then answer so many requests."""
+    left, body = (
+        [answers, 1],
+        'data: {"choices": [{"delta": {"content": "a"}}]}\n\ndata: [DONE]\n\n',
+    )
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if left[1]:
+            left[1] = 0
+        elif left[0]:
+            left[0] -= 1
+            writer.write(f"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}".encode())
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def ask_once(url: str) -> Answer | Failure:
+    async with open_client(10, 1) as client:
+        return await ask(client, Server("closing", url, "fake"), ONE, "hello")

@@ -1,0 +1,1 @@
+"""The servers that ours is compared with: how they are installed and how they are started."""
