@@ -119,13 +119,13 @@ class EngineSettings(Group):
     """How many requests are answered, and how."""
 
     engine: Literal["auto", "batching", "streaming"] = setting(
-        "GUANACO_ENGINE", "streaming", "streaming, batching, or auto: batching where it can run"
+        "GUANACO_ENGINE", "auto", "batching, streaming, or auto: batching where it can run"
     )
     kv_cache: str | None = setting(
         "GUANACO_KV_CACHE", None, "cap on the memory for keys and values, such as 4GiB"
     )
 
-    slots: int = setting("LIMIT_MODEL_CONCURRENCY", 5, "requests answered at a time", ge=1, le=256)
+    slots: int = setting("LIMIT_MODEL_CONCURRENCY", 32, "requests answered at a time", ge=1, le=256)
     queue_size: int = setting("GUANACO_QUEUE_SIZE", 64, "requests that may wait", ge=0, le=10_000)
     prefill_chunk_tokens: int | None = setting(
         "GUANACO_PREFILL_CHUNK",

@@ -38,10 +38,12 @@ class Structure:
     Attributes:
         kind: ``json_object`` allows any JSON object and has no text.
         text: JSON of a schema, a regular expression, a JSON list of choices, or a grammar.
+        parameter: Field of the request that it came in, for whoever is told that it is wrong.
     """
 
     kind: StructureKind
     text: str = ""
+    parameter: str = "structure"
 
 
 @dataclass(frozen=True, slots=True)

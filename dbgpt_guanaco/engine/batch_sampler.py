@@ -18,6 +18,7 @@ from transformers import TypicalLogitsWarper
 
 from dbgpt_guanaco.engine.sampling import LEAST_TEMPERATURE, Draw
 from dbgpt_guanaco.engine.structure import StructureMatcher, allowed
+from dbgpt_guanaco.errors import InvalidRequestError
 from dbgpt_guanaco.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,14 @@ class Row:
 
     Attributes:
         index: Its place in tables that hold a row for each sequence.
+        problem: Why its structure could not be followed any further.
     """
 
     def __init__(
         self, index: int, params: SamplingParams, matcher: StructureMatcher | None = None
     ) -> None:
         self.index, self.params, self.matcher = index, params, matcher
+        self.problem: InvalidRequestError | None = None
         seed = secrets.randbits(63) if params.seed is None else params.seed
         # Python hashes a seed's absolute value; -1 and 1 would be one seed.
         self._random = random.Random(f"{seed}")  # noqa: S311 - not for secrets
@@ -207,6 +210,9 @@ class BatchSampler:
         for line, (n, matcher) in zip(bitmask, guided, strict=True):
             try:
                 matcher.fill(line)
+            except InvalidRequestError as error:
+                rows[n].problem = error
+                broken.append(n)
             except Exception:  # one request's structure must not end its neighbours' answers
                 logger.exception("a structure could not be followed")
                 broken.append(n)

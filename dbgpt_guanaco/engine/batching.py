@@ -24,14 +24,15 @@ from dbgpt_guanaco.engine.detokenizer import Vocabulary
 from dbgpt_guanaco.engine.generation import StreamingGeneration, post_all
 from dbgpt_guanaco.engine.machinery import Machinery
 from dbgpt_guanaco.engine.prompt import PromptEncoder
+from dbgpt_guanaco.engine.sampling import check_token_ids
 from dbgpt_guanaco.engine.scheduler import Step
 from dbgpt_guanaco.engine.sequence import Sequence
 from dbgpt_guanaco.engine.stopping import StopChecker
+from dbgpt_guanaco.engine.structure import StructureCompiler
 from dbgpt_guanaco.errors import (
     EngineStoppedError,
     GenerationFailedError,
     GuanacoError,
-    InvalidRequestError,
     OutOfMemoryError,
 )
 from dbgpt_guanaco.settings import EngineSettings
@@ -39,7 +40,6 @@ from dbgpt_guanaco.types import (
     EngineLoad,
     GenerationRequest,
     ModelCard,
-    SamplingParams,
     TextDelta,
 )
 
@@ -61,6 +61,9 @@ class BatchingEngine:
         self.template: PromptTemplate = loaded.template
         self._vocabulary = Vocabulary(loaded.tokenizer)
         self._encoder = PromptEncoder(loaded.tokenizer, loaded.bos_token_id, context_tokens)
+        self._structures = StructureCompiler(
+            loaded.tokenizer, self._machinery.vocabulary_size, loaded.stop_token_ids
+        )
         self._admission: Admission[StreamingGeneration] = Admission(
             settings.slots, settings.queue_size, _UNBOUNDED
         )
@@ -109,16 +112,18 @@ class BatchingEngine:
 
     async def submit(self, request: GenerationRequest) -> StreamingGeneration:
         """See ``Engine``."""
-        self._check(request.sampling)
+        check_token_ids(request.sampling, self._machinery.vocabulary_size)
         if self._problem:
             raise EngineStoppedError(self._problem)
         input_ids, max_new_tokens = await asyncio.to_thread(self._encoder.fit, request)
+        matcher = await self._structures.follow(request.sampling)
         generation = StreamingGeneration(
             request,
             input_ids,
             max_new_tokens,
             self._admission.give_up,
             self._vocabulary.decode,
+            matcher,
         )
         self._admission.enter(generation)
         return generation
@@ -141,18 +146,8 @@ class BatchingEngine:
         """End every request and the thread; returns when both are gone."""
         post_all((generation, EngineStoppedError()) for generation in self._admission.close())
         self._thread.join()
+        self._structures.close()
         self._machinery.close()
-
-    def _check(self, sampling: SamplingParams) -> None:
-        if sampling.structure:
-            raise InvalidRequestError("structure", "structured answers are not supported yet")
-        size = self._machinery.vocabulary_size
-        for name, ids in (
-            ("logit_bias", sampling.logit_bias),
-            ("stop_token_ids", sampling.stop_token_ids),
-        ):
-            if any(i >= size for i in ids):
-                raise InvalidRequestError(name, f"token ids must be below {size}")
 
     def _run(self) -> None:
         """Take steps until the engine is closed. The engine's thread lives here."""
@@ -244,6 +239,8 @@ class BatchingEngine:
         """Let a sequence have its token; it leaves with its last one."""
         if token_id < 0:
             self._leave(sequence)
+            if sequence.row.problem:
+                return sequence.row.problem
             logger.error("request %s: no token could be drawn from its logits", sequence.request_id)
             return GenerationFailedError("the model failed on this request; the log says why")
         sequence.append(token_id)

@@ -135,7 +135,7 @@ class Machinery:
     def _faster(self, passes: TransformersPasses, ids: Tensor, expected: Tensor) -> Passes | None:
         """Return what computes the same sooner, if there is anything for this model and device."""
         if self._device.type == "cuda":
-            return self._recorded(passes)
+            return self._recorded(passes, ids)
         try:
             compiled = CpuDecoder(self._model, self._cache)
         except ConfigurationError as error:
@@ -148,7 +148,7 @@ class Machinery:
         logger.info("the compiled decoder is used")
         return compiled
 
-    def _recorded(self, passes: TransformersPasses) -> Passes | None:
+    def _recorded(self, passes: TransformersPasses, ids: Tensor) -> Passes | None:
         """Return recorded steps; bitsandbytes looks at numbers of int8 layers on the host."""
         if any(type(layer).__name__ == "Linear8bitLt" for layer in self._model.modules()):
             return None
@@ -159,7 +159,12 @@ class Machinery:
             device=self._device,
             record=CudaRecorder(),
         )
-        return RecordedPasses(passes, graphs)
+        recorded = RecordedPasses(passes, graphs)
+        difference = _difference(self._decoded(recorded, ids), self._decoded(passes, ids))
+        if not difference < MAX_DIFFERENCE:
+            logger.warning("recorded steps are not used: they are off by %.2g", difference)
+            return None
+        return recorded
 
     def _probe(self, passes: Passes, ids: Tensor) -> Tensor:
         """Return logits [T, V], in two passes over two blocks of the cache, empty at first."""
@@ -169,6 +174,12 @@ class Machinery:
         first = passes.compute(ids[:cut], [Span(0, cut, cut, blocks)], None).float()
         rest = passes.compute(ids[cut:], [Span(0, size - cut, size, blocks)], None).float()
         return torch.cat([first, rest])
+
+    def _decoded(self, passes: Passes, ids: Tensor) -> Tensor:
+        """Return logits [BLOCK_TOKENS, V] of the last tokens of a probe, one a step."""
+        ends = range(len(ids) - BLOCK_TOKENS + 1, len(ids) + 1)
+        rows = [passes.compute(ids[n - 1 : n], [Span(0, 1, n, (1, 0))], None).clone() for n in ends]
+        return torch.cat(rows).float()
 
     def _room(self, context_tokens: int) -> int:
         """Return how many blocks the cache gets: what is free now, what is wanted at most."""

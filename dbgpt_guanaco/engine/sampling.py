@@ -20,6 +20,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from dbgpt_guanaco.engine.structure import StructureMatcher, allowed
+from dbgpt_guanaco.errors import InvalidRequestError
 from dbgpt_guanaco.types import SamplingParams
 
 # Below this the likeliest token has all the mass, and logits divided by less overflow.
@@ -39,15 +41,35 @@ class Draw:
     top: tuple[tuple[int, float], ...]
 
 
+def check_token_ids(params: SamplingParams, vocabulary_size: int) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        InvalidRequestError: One is too large.
+    """
+    for name, ids in (
+        ("logit_bias", params.logit_bias),
+        ("stop_token_ids", params.stop_token_ids),
+    ):
+        if any(i >= vocabulary_size for i in ids):
+            raise InvalidRequestError(name, f"token ids must be below {vocabulary_size}")
+
+
 class Sampler(LogitsProcessor):  # type: ignore[misc] # transformers is not typed
     """Draws the next token of one sequence and leaves only it possible.
 
     Used as the last logits processor of a greedy ``generate``. Penalties come first, then
-    bias, then the warpers in transformers' own order.
+    bias, then what a structure allows, then the warpers in transformers' own order.
     """
 
-    def __init__(self, params: SamplingParams, vocabulary_size: int, device: torch.device) -> None:
-        self._params = params
+    def __init__(
+        self,
+        params: SamplingParams,
+        vocabulary_size: int,
+        device: torch.device,
+        matcher: StructureMatcher | None = None,
+    ) -> None:
+        self._params, self._matcher = params, matcher
         self._generator = torch.Generator(device)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self._generator.manual_seed(seed)
@@ -70,15 +92,18 @@ class Sampler(LogitsProcessor):  # type: ignore[misc] # transformers is not type
 
         Raises:
             FloatingPointError: The model gave NaN or infinity.
+            InvalidRequestError: The structure of the answer cannot be followed any further.
         """
         if not bool(scores.max().isfinite()):  # NaN wins every max
             raise FloatingPointError("the model gave NaN or infinite logits")
-        warped = self._penalize(self._processors(input_ids, scores))
+        warped = self._restrict(self._penalize(self._processors(input_ids, scores)))
         if self._params.temperature == 0:
             token = warped.argmax(dim=-1)  # [1]
         else:
             token = _race(self._warpers(input_ids, warped), self._generator)
         self._counts[token] += 1
+        if self._matcher:
+            self._matcher.accept(int(token))
         if self._params.logprobs:
             self.draws.append(_draw(scores[0], int(token), self._params.top_logprobs))
         return torch.full_like(scores, -torch.inf).index_fill_(1, token, 0.0)
@@ -88,6 +113,14 @@ class Sampler(LogitsProcessor):  # type: ignore[misc] # transformers is not type
         if frequency or presence:
             scores = scores - frequency * self._counts - presence * (self._counts > 0)
         return scores + self._bias if self._params.logit_bias else scores
+
+    def _restrict(self, scores: Tensor) -> Tensor:
+        if not self._matcher:
+            return scores
+        size = scores.shape[-1]
+        bitmask = torch.empty(1, -(-size // 32), dtype=torch.int32)
+        self._matcher.fill(bitmask[0])
+        return scores.masked_fill(~allowed(bitmask, size).to(scores.device), -torch.inf)
 
 
 def _processors(params: SamplingParams) -> LogitsProcessorList:

@@ -8,11 +8,12 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 
 from dbgpt_guanaco.engine.answer import Answer
 from dbgpt_guanaco.engine.sampling import Draw
+from dbgpt_guanaco.engine.structure import StructureMatcher
 from dbgpt_guanaco.types import TextDelta
 
 
 class GenerationEndedError(Exception):
-    """Unwinds ``generate`` when its answer is over: a stop string, or a cancel."""
+    """Unwinds ``generate`` when its answer is over: a stop string, a full structure, a cancel."""
 
 
 class StopOnTokens(StoppingCriteria):  # type: ignore[misc] # transformers is not typed
@@ -41,16 +42,18 @@ class AnswerStreamer(TextIteratorStreamer):  # type: ignore[misc] # transformers
         answer: Answer,
         draws: list[Draw],
         post: Callable[[TextDelta], None],
+        matcher: StructureMatcher | None = None,
     ) -> None:
         super().__init__(tokenizer, skip_prompt=True)
-        self._answer, self._draws, self._post = answer, draws, post
+        self._answer, self._draws, self._post, self._matcher = answer, draws, post, matcher
         self._is_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
         """Take the newest token, shape [1]; the first call brings the prompt.
 
         Raises:
-            GenerationEndedError: A stop string is complete; nothing more is wanted.
+            GenerationEndedError: A stop string or the answer's structure is complete; nothing
+                more is wanted.
         """
         if self._is_prompt:
             self._is_prompt = False
@@ -61,6 +64,8 @@ class AnswerStreamer(TextIteratorStreamer):  # type: ignore[misc] # transformers
             raise GenerationEndedError
         if delta:
             self._post(delta)
+        if self._matcher and self._matcher.is_over:
+            raise GenerationEndedError
 
     def end(self) -> None:
         """Nothing to do: whoever runs ``generate`` asks for the last delta."""

@@ -31,9 +31,10 @@ from dbgpt_guanaco.engine.answer import Answer
 from dbgpt_guanaco.engine.detokenizer import Vocabulary
 from dbgpt_guanaco.engine.generation import StreamingGeneration
 from dbgpt_guanaco.engine.prompt import PromptEncoder
-from dbgpt_guanaco.engine.sampling import Sampler
+from dbgpt_guanaco.engine.sampling import Sampler, check_token_ids
 from dbgpt_guanaco.engine.stopping import StopChecker
 from dbgpt_guanaco.engine.streamer import AnswerStreamer, GenerationEndedError, StopOnTokens
+from dbgpt_guanaco.engine.structure import StructureCompiler
 from dbgpt_guanaco.errors import (
     EngineStoppedError,
     GenerationFailedError,
@@ -46,7 +47,6 @@ from dbgpt_guanaco.types import (
     EngineLoad,
     GenerationRequest,
     ModelCard,
-    SamplingParams,
     TextDelta,
 )
 
@@ -78,6 +78,9 @@ class StreamingEngine:
         self._device: torch.device = loaded.model.device
         self._prefill_chunk = settings.prefill_chunk_tokens or PREFILL_CHUNK[self._device.type]
         self._vocabulary_size = int(loaded.model.get_output_embeddings().weight.shape[0])
+        self._structures = StructureCompiler(
+            loaded.tokenizer, self._vocabulary_size, loaded.stop_token_ids
+        )
         self._admission: Admission[StreamingGeneration] = Admission(
             settings.slots, settings.queue_size, loaded.kv_tokens
         )
@@ -116,12 +119,17 @@ class StreamingEngine:
 
     async def submit(self, request: GenerationRequest) -> StreamingGeneration:
         """See ``Engine``."""
-        self._check(request.sampling)
+        check_token_ids(request.sampling, self._vocabulary_size)
         if self._failure:
             raise self._stopped()
         input_ids, max_new_tokens = await asyncio.to_thread(self._encoder.fit, request)
         generation = StreamingGeneration(
-            request, input_ids, max_new_tokens, self._admission.give_up, self._vocabulary.decode
+            request,
+            input_ids,
+            max_new_tokens,
+            self._admission.give_up,
+            self._vocabulary.decode,
+            await self._structures.follow(request.sampling),
         )
         self._admission.enter(generation)
         return generation
@@ -145,17 +153,8 @@ class StreamingEngine:
         for generation in self._admission.close():
             generation.post(self._stopped())
         self._thread.join()
+        self._structures.close()
         self._hook.remove()
-
-    def _check(self, sampling: SamplingParams) -> None:
-        if sampling.structure:
-            raise InvalidRequestError("structure", "structured answers are not supported yet")
-        for name, ids in (
-            ("logit_bias", sampling.logit_bias),
-            ("stop_token_ids", sampling.stop_token_ids),
-        ):
-            if any(i >= self._vocabulary_size for i in ids):
-                raise InvalidRequestError(name, f"token ids must be below {self._vocabulary_size}")
 
     def _mean_embedding(self, token_ids: Sequence[int]) -> list[float]:
         with torch.no_grad():
@@ -217,6 +216,8 @@ class StreamingEngine:
             outcome = OutOfMemoryError("the device has no memory left for this request")
             outcome.__cause__ = cause
             logger.exception("request %s: out of memory", generation.request.request_id)
+        except InvalidRequestError as error:  # a structure that leads nowhere
+            outcome = error
         except Exception as cause:
             outcome = GenerationFailedError("the model failed on this request; the log says why")
             outcome.__cause__ = cause
@@ -230,7 +231,8 @@ class StreamingEngine:
     def _last_delta(self, generation: StreamingGeneration) -> TextDelta:
         """Run ``generate``, which posts deltas, and return the one that remains."""
         sampling = generation.request.sampling
-        sampler = Sampler(sampling, self._vocabulary_size, self._device)
+        matcher = generation.matcher
+        sampler = Sampler(sampling, self._vocabulary_size, self._device, matcher)
         stop_token_ids = self._loaded.stop_token_ids | set(sampling.stop_token_ids)
         answer = Answer(
             self._vocabulary,
@@ -244,10 +246,13 @@ class StreamingEngine:
             answer=answer,
             draws=sampler.draws,
             post=generation.post,
+            matcher=matcher,
         )
         with contextlib.suppress(GenerationEndedError):
             self._generate(generation, sampler, streamer, stop_token_ids)
-        return answer.cancel() if generation.is_cancelled else answer.finish()
+        if generation.is_cancelled:
+            return answer.cancel()
+        return answer.finish(is_complete=bool(matcher and matcher.is_over))
 
     def _generate(
         self,

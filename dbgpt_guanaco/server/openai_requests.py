@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.errors import InvalidRequestError
+from dbgpt_guanaco.server.openai_structure import Body, StructureFields
 from dbgpt_guanaco.types import ChatMessage, GenerationRequest, Role, SamplingParams
 
 ROLES: dict[str, Role] = {
@@ -29,11 +30,7 @@ COMPLETION_TOKENS = 16
 Count = Annotated[int, Field(ge=1, le=2**31)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
-
-
-class TextPart(_Body):
+class TextPart(Body):
     """A piece of a message; only text is understood."""
 
     type: Literal["text"]
@@ -86,23 +83,17 @@ def chat_messages(messages: Sequence[Message]) -> list[ChatMessage]:
     return [ChatMessage(ROLES[m.role], m.text) for m in messages]
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """What a stream carries beside text."""
 
     include_usage: bool = False
-
-
-class TextFormat(_Body):
-    """The only answer format there is."""
-
-    type: Literal["text"]
 
 
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-class _Sampling(_Body):
+class _Sampling(StructureFields):
     """Fields that chats and completions share; null means absent."""
 
     model: str | None = None
@@ -175,6 +166,7 @@ class _Sampling(_Body):
             seed=None if self.seed is None else self.seed + choice,
             logprobs=top_logprobs is not None,
             top_logprobs=top_logprobs or 0,
+            structure=self.structure,
             **values,
         )
 
@@ -192,7 +184,6 @@ class ChatCompletionRequest(_Sampling):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    response_format: TextFormat | None = None
     tools: Annotated[list[Any], BeforeValidator(_no_tools)] | None = None
     tool_choice: Literal["none"] | None = None
     parallel_tool_calls: bool | None = None  # there are no tools to call
@@ -285,7 +276,7 @@ class CompletionRequest(_Sampling):
         ]
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(Body):
     """``POST /v1/tokenize``: a text or a conversation."""
 
     model: str | None = None
@@ -302,7 +293,7 @@ class TokenizeRequest(_Body):
         return self
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(Body):
     """``POST /v1/detokenize``."""
 
     model: str | None = None
