@@ -130,7 +130,7 @@ class EngineSettings(Group):
     prefill_chunk_tokens: int | None = setting(
         "GUANACO_PREFILL_CHUNK",
         None,
-        "prompt tokens of one step; 64 on a CPU, on a GPU 256 beside others and 2048 alone",
+        "prompt tokens of one step; up to 64 on a CPU, on a GPU 256 beside others and 2048 alone",
         ge=16,
         le=8192,
     )

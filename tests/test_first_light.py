@@ -103,7 +103,13 @@ def test_openais_own_client_is_served(real_server: tuple[str, int]) -> None:
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
     assert chunks[-1].usage
-    assert chunks[-1].usage == whole.usage
+    assert whole.usage
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [getattr(whole.usage, c) for c in counts] == [
+        getattr(chunks[-1].usage, c) for c in counts
+    ]
+    assert whole.usage.prompt_tokens_details
+    assert whole.usage.prompt_tokens_details.cached_tokens  # the stream's prompt, once more
     with pytest.raises(openai.NotFoundError, match="unknown model"):
         client.chat.completions.create(model="other", messages=messages)
     with pytest.raises(openai.BadRequestError, match="do not fit a context of 8192"):

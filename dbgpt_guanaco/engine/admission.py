@@ -57,13 +57,22 @@ class Admission(Generic[Item]):
             EngineStoppedError: The engine is closed.
         """
         with self._changed:
+            self.check()
+            self._waiting.append(item)
+            self._changed.notify()
+
+    def check(self) -> None:
+        """Refuse now whom ``enter`` would refuse, before anything is done for them.
+
+        Raises:
+            EngineBusyError, EngineStoppedError: As ``enter``.
+        """
+        with self._changed:
             if self._is_closed:
                 raise EngineStoppedError
             soon_running = self._slots - len(self._running)
             if len(self._waiting) >= soon_running + self._queue_size:
                 raise EngineBusyError(len(self._running), len(self._waiting))
-            self._waiting.append(item)
-            self._changed.notify()
 
     def next(self, *, wait: bool, fits: Callable[[Item], bool] | None = None) -> Item | None:
         """Give a slot to whoever came first, if there is one and room for it.

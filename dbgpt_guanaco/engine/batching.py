@@ -115,6 +115,7 @@ class BatchingEngine:
         check_token_ids(request.sampling, self._machinery.vocabulary_size)
         if self._problem:
             raise EngineStoppedError(self._problem)
+        self._admission.check()
         input_ids, max_new_tokens = await asyncio.to_thread(self._encoder.fit, request)
         matcher = await self._structures.follow(request.sampling)
         generation = StreamingGeneration(

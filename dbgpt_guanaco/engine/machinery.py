@@ -25,6 +25,7 @@ BLOCK_TOKENS = 16
 # Prompt tokens of a step: a piece that keeps the others' next token from being late, and one
 # that nobody waits for but whoever may cancel it.
 BUDGETS = {"cpu": PrefillBudget(64, 64), "cuda": PrefillBudget(2048, 256)}
+COMPILED_BUDGET = PrefillBudget(64, 64, per_decode=2)
 # Share of the free memory that keys and values may take.
 CACHE_SHARE = {"cpu": 0.5, "cuda": 0.85}
 # On a CPU the memory belongs to other programs, too; a setting may allow more.
@@ -122,15 +123,16 @@ class Machinery:
         settings, device = self._settings, self._device
         self._cache = KVCache(self._layers, self._num_blocks, BLOCK_TOKENS, self._dtype, device)
         self.blocks = BlockManager(self._num_blocks, BLOCK_TOKENS)
-        budget = BUDGETS[device.type]
-        if settings.prefill_chunk_tokens:
-            budget = PrefillBudget(settings.prefill_chunk_tokens, settings.prefill_chunk_tokens)
-        self.scheduler = Scheduler(self.blocks, budget, settings.slots)
+        self.scheduler = Scheduler(self.blocks, BUDGETS[device.type], settings.slots)
         self.sampler = BatchSampler(self.vocabulary_size, settings.slots, device)
         self._use(TransformersPasses(self._model, self._cache))
 
     def _use(self, passes: Passes) -> None:
         self._runner = ModelRunner(passes, self.sampler, self._device)
+        budget, chosen = BUDGETS[self._device.type], self._settings.prefill_chunk_tokens
+        if isinstance(passes, CpuDecoder):
+            budget = COMPILED_BUDGET
+        self.scheduler.budget = PrefillBudget(chosen, chosen) if chosen else budget
 
     def _faster(self, passes: TransformersPasses, ids: Tensor, expected: Tensor) -> Passes | None:
         """Return what computes the same sooner, if there is anything for this model and device."""

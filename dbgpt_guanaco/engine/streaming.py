@@ -122,6 +122,7 @@ class StreamingEngine:
         check_token_ids(request.sampling, self._vocabulary_size)
         if self._failure:
             raise self._stopped()
+        self._admission.check()
         input_ids, max_new_tokens = await asyncio.to_thread(self._encoder.fit, request)
         generation = StreamingGeneration(
             request,

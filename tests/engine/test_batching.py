@@ -22,6 +22,7 @@ from transformers import (
 from dbgpt_guanaco.engine.batching import BatchingEngine
 from dbgpt_guanaco.engine.factory import start_engine
 from dbgpt_guanaco.engine.machinery import why_not
+from dbgpt_guanaco.engine.scheduler import PrefillBudget
 from dbgpt_guanaco.engine.streaming import StreamingEngine
 from dbgpt_guanaco.errors import ConfigurationError, EngineStoppedError, GenerationFailedError
 from dbgpt_guanaco.settings import EngineSettings
@@ -350,3 +351,10 @@ def test_a_model_whose_attention_differs_is_noticed(
 
     assert isinstance(engine, StreamingEngine)
     engine.close()
+
+
+def test_prompts_take_as_much_as_those_who_wait_can_bear() -> None:
+    budget = PrefillBudget(alone=64, beside=48, per_decode=2)
+
+    assert [budget.tokens(n) for n in (0, 1, 8, 9, 23, 24, 200)] == [64, 16, 16, 18, 46, 48, 48]
+    assert PrefillBudget(64, 48).tokens(1) == 48
