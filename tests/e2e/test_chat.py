@@ -10,6 +10,7 @@ SYSTEM = ("system", "You are a helpful AI assistant.")  # DB-GPT's own, of its n
 FIRST = "My name is Quentin and I live in Oslo. Say hello to me."
 SECOND = "Which city do I live in?"
 TOKENS = 24
+LONG = 256  # takes over a second, so that frames sent every 50 ms are many
 
 
 def test_dbgpt_shows_the_model_s_own_answer(deployment: Deployment, web: WebApi) -> None:
@@ -32,7 +33,7 @@ def test_the_second_turn_sees_the_first(deployment: Deployment, web: WebApi) -> 
 def test_an_answer_is_shown_while_the_model_still_writes(
     deployment: Deployment, web: WebApi
 ) -> None:
-    with web.asking("chat_normal", "Tell me about the sea.", max_tokens=48) as answer:
+    with web.asking("chat_normal", "Tell me about the sea.", max_tokens=LONG) as answer:
         texts = answer.texts()
         first = next(texts)
         assert deployment.running == 1

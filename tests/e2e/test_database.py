@@ -14,7 +14,9 @@ def test_a_question_about_a_database_is_answered(
     texts = web.ask("chat_with_db_qa", QUESTION, about=database)
     assert "ERROR" not in texts[-1]
     assert texts[-1].strip()
-    assert len(set(texts)) > 5
+    # It was shown as it grew, however few frames a short answer takes.
+    assert len(texts[0]) < len(texts[-1]) / 2
+    assert len(set(texts)) >= 3
     # What DB-GPT sent to the model has the table in it.
     request = deployment.sent_by_dbgpt(start)
     assert COLUMN in request
