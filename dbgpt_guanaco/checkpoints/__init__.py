@@ -1,0 +1,1 @@
+"""Model folders: written shard by shard, whole or not at all."""

@@ -1,0 +1,14 @@
+"""All commands, one function each in a module of its own."""
+
+import typer
+
+from dbgpt_guanaco.cli.convert import convert
+from dbgpt_guanaco.cli.serve import serve
+
+app = typer.Typer(
+    help="Serve a private, 4-bit language model to DB-GPT.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+for _command in (serve, convert):
+    app.command()(_command)

@@ -1,0 +1,1 @@
+"""QLoRA: fine-tuning a 4-bit model on one card."""
