@@ -22,6 +22,7 @@ from dbgpt_guanaco.engine.cuda_graphs import (
     DecodeGraphs,
     record_nothing,
 )
+from dbgpt_guanaco.engine.lora_layers import LoraLayers
 from dbgpt_guanaco.engine.machinery import BLOCK_TOKENS
 from dbgpt_guanaco.engine.passes import Passes, RecordedPasses, TransformersPasses
 
@@ -168,7 +169,7 @@ class Decoding:
         self.tables = order.view(batch, width).tolist()
         layers = [(shape.heads, shape.head_size)] * shape.layers
         self.cache = KVCache(layers, batch * width, BLOCK_TOKENS, DTYPE, self._device)
-        self._passes = TransformersPasses(self._model, self.cache)
+        self._passes = TransformersPasses(self._model, self.cache, LoraLayers(self._model))
         self._vocabulary = shape.vocabulary
         self.lengths = [0] * batch
         self.newest = torch.zeros(batch, dtype=torch.long, device=self._device)

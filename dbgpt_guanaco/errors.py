@@ -12,6 +12,7 @@
     ├── EngineBusyError           every slot and every queue place is taken
     ├── EngineStoppedError        the engine is shutting down
     ├── GenerationFailedError     an exception inside a generation
+    ├── AccessDeniedError         a key is missing or wrong
     ├── NoEmbedderError           embeddings are asked for, and no embedding model is loaded
     └── InvalidRequestError       a request that no retry will mend
         └── PromptTooLongError    the prompt leaves no room for an answer
@@ -81,6 +82,10 @@ class EngineStoppedError(GuanacoError):
 
 class GenerationFailedError(GuanacoError):
     """An exception ended a generation. The cause is chained and logged, not told."""
+
+
+class AccessDeniedError(GuanacoError):
+    """A key is missing or wrong; the text says which is wanted."""
 
 
 class NoEmbedderError(GuanacoError):

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from dbgpt_guanaco.errors import ConfigurationError
 
 DEMO_MODEL = "smollm2-135m-instruct"
+# What clients call a LoRA: DB-GPT takes no @ in the name of a model.
+LORA_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
 
 
 Quantization = Literal["nf4", "int8", "none"]
@@ -125,6 +127,13 @@ class EngineSettings(Group):
         "GUANACO_KV_CACHE", None, "cap on the memory for keys and values, such as 4GiB"
     )
 
+    loras: Annotated[tuple[tuple[str, str], ...], NoDecode] = setting(
+        "GUANACO_LORAS", (), "LoRAs that requests may choose: name=folder, comma-separated"
+    )
+    max_loras: int = setting("GUANACO_MAX_LORAS", 16, "LoRAs that may be loaded", ge=0, le=256)
+    lora_dir: Path = setting(
+        "GUANACO_LORA_DIR", Path("models"), "folder below which LoRAs may be loaded over HTTP"
+    )
     slots: int = setting("LIMIT_MODEL_CONCURRENCY", 32, "requests answered at a time", ge=1, le=256)
     queue_size: int = setting("GUANACO_QUEUE_SIZE", 64, "requests that may wait", ge=0, le=10_000)
     prefill_chunk_tokens: int | None = setting(
@@ -134,6 +143,17 @@ class EngineSettings(Group):
         ge=16,
         le=8192,
     )
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _are_named(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        named = [tuple(part.strip().partition("=")[::2]) for part in value.split(",")]
+        for name, folder in named if value.strip() else ():
+            if not re.fullmatch(LORA_NAME, name) or not folder:
+                raise ValueError(f"{name!r} is not like name=folder")
+        return tuple(named) if value.strip() else ()
 
     @field_validator("kv_cache")
     @classmethod
@@ -162,6 +182,9 @@ class ServerSettings(Group):
     max_choices: int = setting("GUANACO_MAX_N", 8, "largest n of a request", ge=1, le=128)
     keep_alive_s: float = setting(
         "GUANACO_KEEP_ALIVE", 10.0, "seconds of silence before a sign of life", gt=0, le=60
+    )
+    admin_key: SecretStr | None = setting(
+        "GUANACO_ADMIN_KEY", None, "key for loading LoRAs over HTTP; without one nobody can"
     )
     legacy_frame_s: float = setting(
         "GUANACO_LEGACY_FRAME_INTERVAL",

@@ -165,6 +165,7 @@ class GenerationRequest:
         truncate_prompt_tokens: Keep only the newest tokens of a prompt: so many, or with 0 as
             many as leave room for the answer. None refuses a prompt that is too long.
         cache_salt: Only requests of the same salt share the keys and values of their prompts.
+        lora: Name of the LoRA to be laid on the model; None is the model as it was loaded.
     """
 
     prompt: str | tuple[int, ...]
@@ -174,6 +175,7 @@ class GenerationRequest:
     continues_prompt: bool = False
     truncate_prompt_tokens: int | None = None
     cache_salt: str = ""
+    lora: str | None = None
 
     def __post_init__(self) -> None:
         if self.truncate_prompt_tokens is not None and not self.truncate_prompt_tokens >= 0:

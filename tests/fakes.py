@@ -2,10 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 from dbgpt_guanaco.adapters.guanaco import GuanacoAdapter
 from dbgpt_guanaco.adapters.template import PromptTemplate
-from dbgpt_guanaco.errors import GuanacoError, InvalidRequestError
+from dbgpt_guanaco.adapters.vicuna import VicunaAdapter
+from dbgpt_guanaco.errors import (
+    ConfigurationError,
+    GuanacoError,
+    InvalidRequestError,
+    UnknownModelError,
+)
 from dbgpt_guanaco.types import (
     EmbeddingCard,
     Embeddings,
@@ -60,6 +67,41 @@ class ScriptedGeneration:
         self.cancelled.set()
 
 
+@dataclass(frozen=True)
+class ScriptedLora:
+    folder: str
+    template: PromptTemplate = VicunaAdapter.template
+    created: int = 7
+
+
+class ScriptedLoras:
+    """LoRAs without weights; a path that is not in ``known`` is refused."""
+
+    def __init__(self, *names: str, known: tuple[str, ...] = ()) -> None:
+        self._models = {name: ScriptedLora(f"{name}-folder") for name in names}
+        self._known = known
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._models)
+
+    def get(self, name: str) -> ScriptedLora:
+        if name not in self._models:
+            raise UnknownModelError(name, self.names)
+        return self._models[name]
+
+    async def load(self, name: str, path: str) -> None:
+        if name in self._models:
+            raise ConfigurationError(f"there is a model {name!r} already")
+        if path not in self._known:
+            raise InvalidRequestError("lora_path", "there is no LoRA of that name")
+        self._models[name] = ScriptedLora(path)
+
+    def unload(self, name: str) -> None:
+        self.get(name)
+        del self._models[name]
+
+
 class ScriptedEngine:
     """Answers every request with the same script."""
 
@@ -73,7 +115,9 @@ class ScriptedEngine:
         endless: bool = False,
         name: str = "scripted",
         aliases: tuple[str, ...] = (),
+        loras: ScriptedLoras | None = None,
     ) -> None:
+        self.loras = loras or ScriptedLoras()
         self._script, self._refuse, self._endless = script, refuse, endless
         self._refuse_after = refuse_after
         self.card = ModelCard(name, aliases, "guanaco", "nf4", "bfloat16", "cpu", 2048, 1000)

@@ -284,7 +284,9 @@ def _sequence(request: Request) -> Sequence:
     generation: Any = SimpleNamespace(
         input_ids=request.prompt,
         kv_tokens=len(request.prompt) + request.max_new_tokens,
-        request=SimpleNamespace(cache_salt=request.salt, request_id="test"),
+        request=SimpleNamespace(request_id="test"),
+        cache_salt=request.salt,
+        lora=None,
     )
     nothing: Any = None
     return Sequence(generation, SimpleNamespace(cached_tokens=0), nothing)  # type: ignore[arg-type] # told above

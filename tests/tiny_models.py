@@ -104,8 +104,12 @@ def make_lora(
     base: str | None = None,
     *,
     kind: str = "safetensors",
+    **changes: Any,
 ) -> Path:
-    """Write a LoRA as peft saves it; ``kind="bin"`` as it did in 2023."""
+    """Write a LoRA as peft saves it; ``kind="bin"`` as it did in 2023.
+
+    ``changes`` are other lines of its configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = dict(lora_weights() if weights is None else weights)
     config = {
@@ -118,6 +122,7 @@ def make_lora(
         "target_modules": ["q_proj"],
         "bias": "none",
         "inference_mode": True,
+        **changes,
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     if kind == "bin":

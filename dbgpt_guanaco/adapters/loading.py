@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from dbgpt_guanaco.adapters.base import BaseLLMAdapter
 from dbgpt_guanaco.adapters.cpu_linear import flatten_inputs
-from dbgpt_guanaco.adapters.lora import lay_lora
+from dbgpt_guanaco.adapters.lora import Lora, read_lora
 from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
@@ -37,12 +37,13 @@ class LoadedModel:
 
     Attributes:
         card: What clients and the log are told.
-        model: A transformers causal LM, or a PeftModel around one; in eval mode.
+        model: A transformers causal LM, in eval mode.
         tokenizer: Its tokenizer.
         template: How conversations are written for it.
         bos_token_id: Id that every prompt begins with, where the family states it.
         stop_token_ids: Ids that end an answer.
         kv_tokens: Tokens whose keys and values fit beside the weights.
+        lora: What is laid on it for every request that names no other LoRA.
     """
 
     card: ModelCard
@@ -52,6 +53,7 @@ class LoadedModel:
     bos_token_id: int | None
     stop_token_ids: frozenset[int]
     kv_tokens: int
+    lora: Lora | None = None
 
 
 def load_model(
@@ -85,8 +87,7 @@ def load_model(
 
     logger.info("loading %s as %s, %s arithmetic, on %s", source.name, quantization, dtype, device)
     model = _load_weights(source.model_path, config, quantization, dtype, device, settings)
-    if source.lora_path:
-        model = lay_lora(model, source.lora_path, dtype)
+    lora = read_lora(source.lora_path, model, dtype) if source.lora_path else None
     if device.type == "cpu":
         flatten_inputs(model)
     model.eval()
@@ -94,7 +95,6 @@ def load_model(
     stop_token_ids = _stop_token_ids(model, tokenizer, adapter)
     # The checkpoint's sampling defaults must not leak into requests that say otherwise.
     model.generation_config = GenerationConfig()
-    _base_model(model).generation_config = GenerationConfig()
     card = ModelCard(
         name=source.name,
         aliases=settings.aliases,
@@ -103,7 +103,7 @@ def load_model(
         compute_dtype=str(dtype).removeprefix("torch."),
         device=_device_name(device),
         context_tokens=context_tokens,
-        weight_bytes=int(model.get_memory_footprint()),
+        weight_bytes=int(model.get_memory_footprint()) + (lora.num_bytes if lora else 0),
         lora=source.lora_path.name if source.lora_path else None,
     )
     return LoadedModel(
@@ -114,6 +114,7 @@ def load_model(
         bos_token_id=adapter.bos_token_id if adapter else None,
         stop_token_ids=stop_token_ids,
         kv_tokens=_kv_tokens(plan, card, available),
+        lora=lora,
     )
 
 
@@ -316,10 +317,6 @@ def _load_weights(
     if gpus and spilled:
         raise ModelLoadError(f"parts of the model fell to {', '.join(spilled)}: too little memory")
     return model
-
-
-def _base_model(model: Any) -> Any:  # noqa: ANN401
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _stop_token_ids(

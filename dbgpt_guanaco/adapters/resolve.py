@@ -91,15 +91,26 @@ def resolve(settings: ModelSettings) -> ModelSource:
     known = KNOWN_MODELS.get(settings.name)
     found = _find(settings.name, settings)
     if not is_lora(found):
-        lora = _find(settings.lora, settings) if settings.lora else None
-        if lora and not is_lora(lora):
-            raise ModelLoadError(f"GUANACO_LORA={settings.lora}: {lora} holds no LoRA weights")
+        lora = find_lora(settings.lora, settings) if settings.lora else None
         names = (settings.lora, settings.name) if settings.lora else (settings.name,)
         return ModelSource(name, checked(found), lora, tuple(map(str, names)))
     if settings.lora:
         raise ModelLoadError(f"LLM_MODEL={settings.name} is a LoRA itself; drop GUANACO_LORA")
     base = settings.base_model or (known.base if known and known.base else _base_of(found))
     return ModelSource(name, checked(_find(base, settings)), found, (settings.name, base))
+
+
+def find_lora(name: str, settings: ModelSettings) -> Path:
+    """Return the folder of a LoRA that is to be laid on another model.
+
+    Raises:
+        ModelNotFoundError: It is nowhere; the text says where it was looked for.
+        ModelLoadError: A folder was found, but there is no LoRA in it.
+    """
+    folder = _find(name, settings)
+    if not is_lora(folder):
+        raise ModelLoadError(f"GUANACO_LORA={name}: {folder} holds no LoRA weights")
+    return folder
 
 
 def _find(name: str, settings: ModelSettings) -> Path:

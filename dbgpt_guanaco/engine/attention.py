@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from dbgpt_guanaco.adapters.lora import Lora
+
 NAME = "guanaco_paged"
 # A sequence joins a group of longer ones as long as it gathers at most so many times too much.
 MAX_PADDING = 1.5
@@ -31,12 +33,14 @@ class Span:
         count: Queries.
         length: Keys to attend over, those of this pass included.
         blocks: Where the keys are.
+        lora: What is laid on the model for it.
     """
 
     start: int
     count: int
     length: int
     blocks: Sequence[int]
+    lora: Lora | None = None
 
 
 class Attend(Protocol):

@@ -37,6 +37,60 @@ class Generation(Protocol):
         ...
 
 
+class LoraModel(Protocol):
+    """A LoRA that requests may choose as their model."""
+
+    @property
+    def folder(self) -> str:
+        """Last component of where it came from."""
+        ...
+
+    @property
+    def template(self) -> PromptTemplate:
+        """How to turn messages into a prompt for it."""
+        ...
+
+    @property
+    def created(self) -> int:
+        """When it was loaded, in seconds since 1970."""
+        ...
+
+
+class Loras(Protocol):
+    """The LoRAs beside a loaded model."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests may choose."""
+        ...
+
+    def get(self, name: str) -> LoraModel:
+        """Return a LoRA.
+
+        Raises:
+            UnknownModelError: There is none of that name.
+        """
+        ...
+
+    async def load(self, name: str, path: str) -> None:
+        """Offer a LoRA from a path below the folder for LoRAs.
+
+        Raises:
+            InvalidRequestError: The path leads elsewhere, or there is no LoRA.
+            ConfigurationError: The name is taken, or there are too many.
+            ModelLoadError: It cannot be read, does not fit the base, or not the memory.
+        """
+        ...
+
+    def unload(self, name: str) -> None:
+        """Offer a LoRA no more; answers that run go on.
+
+        Raises:
+            UnknownModelError: There is none of that name.
+        """
+        ...
+
+
 class Engine(Protocol):
     """A loaded model that answers requests."""
 
@@ -48,6 +102,11 @@ class Engine(Protocol):
     @property
     def template(self) -> PromptTemplate:
         """How to turn messages into a prompt for this model."""
+        ...
+
+    @property
+    def loras(self) -> Loras:
+        """What requests may choose in place of the model as it was loaded."""
         ...
 
     @property
@@ -70,6 +129,7 @@ class Engine(Protocol):
 
         Raises:
             InvalidRequestError: A value does not fit this model.
+            UnknownModelError: There is no such LoRA.
             PromptTooLongError: No room is left for an answer.
             EngineBusyError: Every slot and queue place is taken.
             EngineStoppedError: The engine is closed.

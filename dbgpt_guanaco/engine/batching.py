@@ -22,6 +22,7 @@ from dbgpt_guanaco.engine.answer import Answer
 from dbgpt_guanaco.engine.batch_sampler import Drawn
 from dbgpt_guanaco.engine.detokenizer import Vocabulary
 from dbgpt_guanaco.engine.generation import StreamingGeneration, post_all
+from dbgpt_guanaco.engine.loras import LoraShelf
 from dbgpt_guanaco.engine.machinery import Machinery
 from dbgpt_guanaco.engine.prompt import PromptEncoder
 from dbgpt_guanaco.engine.sampling import check_token_ids
@@ -59,6 +60,7 @@ class BatchingEngine:
         context_tokens = min(loaded.card.context_tokens, self._machinery.capacity_tokens)
         self.card: ModelCard = replace(loaded.card, context_tokens=context_tokens)
         self.template: PromptTemplate = loaded.template
+        self.loras = LoraShelf(loaded, settings)
         self._vocabulary = Vocabulary(loaded.tokenizer)
         self._encoder = PromptEncoder(loaded.tokenizer, loaded.bos_token_id, context_tokens)
         self._structures = StructureCompiler(
@@ -115,6 +117,7 @@ class BatchingEngine:
         check_token_ids(request.sampling, self._machinery.vocabulary_size)
         if self._problem:
             raise EngineStoppedError(self._problem)
+        served = self.loras.get(request.lora) if request.lora else self._loaded
         self._admission.check()
         input_ids, max_new_tokens = await asyncio.to_thread(self._encoder.fit, request)
         matcher = await self._structures.follow(request.sampling)
@@ -125,6 +128,8 @@ class BatchingEngine:
             self._admission.give_up,
             self._vocabulary.decode,
             matcher,
+            stop_token_ids=served.stop_token_ids,
+            lora=served.lora,
         )
         self._admission.enter(generation)
         return generation
@@ -176,7 +181,7 @@ class BatchingEngine:
                 self._vocabulary,
                 self._vocabulary.detokenizer(continues_text=generation.request.continues_prompt),
                 StopChecker(generation.request.sampling.stop),
-                self._loaded.stop_token_ids | set(generation.request.sampling.stop_token_ids),
+                generation.stop_token_ids,
                 len(generation.input_ids),
             )
             row = self._machinery.sampler.open(
@@ -187,9 +192,7 @@ class BatchingEngine:
             self._prompt_tokens += len(generation.input_ids)
 
     def _fits(self, generation: StreamingGeneration) -> bool:
-        return self._machinery.scheduler.can_seat(
-            generation.input_ids, generation.request.cache_salt
-        )
+        return self._machinery.scheduler.can_seat(generation.input_ids, generation.cache_salt)
 
     def _leave_cancelled(self) -> None:
         for sequence in self._machinery.scheduler.sequences:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dbgpt_guanaco.adapters.lora import Lora
 from dbgpt_guanaco.engine import llama_layout
 from dbgpt_guanaco.engine.attention import KVCache, Span
 from dbgpt_guanaco.engine.kernels import compiled, decoder_structs
@@ -29,7 +30,8 @@ from dbgpt_guanaco.engine.kernels.decoder_structs import (
     Pass,
     Shape,
 )
-from dbgpt_guanaco.engine.passes import positions_of, slots_of
+from dbgpt_guanaco.engine.lora_tables import LoraTables
+from dbgpt_guanaco.engine.passes import Passes, positions_of, slots_of
 from dbgpt_guanaco.errors import ConfigurationError
 
 
@@ -63,11 +65,16 @@ class CpuDecoder:
             *(self._layer(model, i) for i in range(len(model.model.layers)))
         )
         self._model = self._describe(model)
+        self._loras = LoraTables(len(self._layers))
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
         # Torch aligns what it allocates to 64 bytes, as the phases want it.
         self._phases = torch.empty(
             self._library.guanaco_phase_bytes(self._model), dtype=torch.uint8
         )
+
+    def knows(self, lora: Lora) -> bool:
+        """Say whether a LoRA is only for layers that are computed here."""
+        return self._loras.knows(lora)
 
     @torch.no_grad()
     def compute(
@@ -84,7 +91,8 @@ class CpuDecoder:
         cos, sin = (t.contiguous() for t in self._rotary(hidden[None], positions[None]))
         logits = torch.empty((rows, self._model.head.outputs), dtype=torch.bfloat16)
         counts, blocks = _tables(spans)
-        self._grow(max(tokens, rows))
+        laid = self._loras.lay(spans)
+        self._grow(max(tokens, rows), laid.width)
         # All of these live until the call is over.
         this = Pass(
             tokens=tokens,
@@ -102,6 +110,11 @@ class CpuDecoder:
             phases=self._phases.zero_().data_ptr(),
             threads=torch.get_num_threads(),
             seconds=None if self.seconds is None else self.seconds.data_ptr(),
+            loras=laid.tables,
+            token_loras=laid.token_loras.buffer_info()[0],
+            runs=laid.runs.buffer_info()[0],
+            num_runs=laid.num_runs,
+            low_width=laid.width,
         )
         self._library.guanaco_run(self._model, this)
         return logits
@@ -121,8 +134,8 @@ class CpuDecoder:
             raise ValueError(f"{tokens} tokens, but spans of {start} and {len(slots)} slots")
         _check_range("wanted tokens", wanted, tokens)
 
-    def _grow(self, tokens: int) -> None:
-        needed = self._library.guanaco_scratch_size(self._model, tokens)
+    def _grow(self, tokens: int, low_width: int) -> None:
+        needed = self._library.guanaco_scratch_size(self._model, tokens, low_width)
         if needed > self._scratch.numel():
             self._scratch = torch.empty(needed, dtype=torch.bfloat16)
 
@@ -190,6 +203,26 @@ class CpuDecoder:
         kept = tensor.detach()
         self._kept.append(kept)
         return kept.data_ptr()
+
+
+class CompiledPasses:
+    """Computes in compiled code; a LoRA on layers that it does not know makes transformers' do.
+
+    Args:
+        compiled: Compiled code over the same model and cache.
+        passes: Transformers' code over them.
+    """
+
+    def __init__(self, compiled: CpuDecoder, passes: Passes) -> None:
+        self._compiled, self._passes = compiled, passes
+
+    def compute(
+        self, input_ids: Tensor, spans: Sequence[Span], wanted: Sequence[int] | None
+    ) -> Tensor:
+        """See ``Passes``."""
+        is_known = all(span.lora is None or self._compiled.knows(span.lora) for span in spans)
+        chosen = self._compiled if is_known else self._passes
+        return chosen.compute(input_ids, spans, wanted)
 
 
 def _wrong_cache(model: Any, cache: KVCache) -> str | None:  # noqa: ANN401

@@ -6,7 +6,7 @@ from typing import TypeVar
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.embedding import load_embedder
 from dbgpt_guanaco.adapters.loading import LoadedModel, load_model
-from dbgpt_guanaco.adapters.resolve import resolve
+from dbgpt_guanaco.adapters.resolve import find_lora, resolve
 from dbgpt_guanaco.engine.batching import BatchingEngine
 from dbgpt_guanaco.engine.embedding import SentenceEmbedder
 from dbgpt_guanaco.engine.streaming import StreamingEngine
@@ -26,7 +26,14 @@ def create_engine(settings: Settings) -> BatchingEngine | StreamingEngine:
     """
     registry = default_registry()
     loaded = load_model(resolve(settings.model), settings.model, registry)
-    return start_engine(loaded, settings.engine)
+    engine = start_engine(loaded, settings.engine)
+    try:
+        for name, folder in settings.engine.loras:
+            engine.loras.add(name, find_lora(folder, settings.model))
+    except BaseException:
+        engine.close()
+        raise
+    return engine
 
 
 def start_engine(loaded: LoadedModel, settings: EngineSettings) -> BatchingEngine | StreamingEngine:

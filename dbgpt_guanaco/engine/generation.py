@@ -5,6 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
+from dbgpt_guanaco.adapters.lora import Lora
 from dbgpt_guanaco.engine.structure import StructureMatcher
 from dbgpt_guanaco.errors import GuanacoError
 from dbgpt_guanaco.types import GenerationRequest, TextDelta, Usage
@@ -23,9 +24,13 @@ class StreamingGeneration:
         give_up: Callable[["StreamingGeneration"], bool],
         decode: Callable[[Sequence[int]], str],
         matcher: StructureMatcher | None = None,
+        *,
+        stop_token_ids: frozenset[int] = frozenset(),
+        lora: Lora | None = None,
     ) -> None:
         self.request, self.input_ids, self.max_new_tokens = request, input_ids, max_new_tokens
-        self.matcher = matcher
+        self.matcher, self.lora = matcher, lora
+        self.stop_token_ids = stop_token_ids | set(request.sampling.stop_token_ids)
         self.is_cancelled = False
         self._give_up, self._decode = give_up, decode
         self.loop = asyncio.get_running_loop()
@@ -35,6 +40,12 @@ class StreamingGeneration:
     def kv_tokens(self) -> int:
         """Tokens whose keys and values this request may come to need."""
         return len(self.input_ids) + self.max_new_tokens
+
+    @property
+    def cache_salt(self) -> str:
+        """Only generations of one salt share keys and values; those of a LoRA are its own."""
+        own = f" {self.lora.key}" if self.lora else ""
+        return self.request.cache_salt + own
 
     @property
     def prompt_text(self) -> str:

@@ -17,6 +17,7 @@ from dbgpt_guanaco.engine.kernels.decoder_structs import (
     NF4_COLUMNS,
     NF4_GROUP,
 )
+from dbgpt_guanaco.engine.lora_layers import AddLora
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 ACTIVATIONS = ("SiLU", "SiLUActivation")
@@ -87,7 +88,9 @@ def _wrong_call(model: Any) -> str | None:  # noqa: ANN401
     if model.training:
         return "it is in training mode"
     for name, part in model.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook"):
+        # Ours only adds LoRAs, which compiled code does as well.
+        hooks = [h for h in part._forward_hooks.values() if not isinstance(h, AddLora)]
+        if hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook"):
             return f"{name or 'the model'} has a hook"
         if "forward" in vars(part) and not _is_flattened(part):
             return f"somebody replaced the call of {name or 'the model'}"

@@ -11,8 +11,9 @@ from dbgpt_guanaco.engine import attention, kernels
 from dbgpt_guanaco.engine.attention import KVCache, Span
 from dbgpt_guanaco.engine.batch_sampler import BatchSampler, Drawn
 from dbgpt_guanaco.engine.block_manager import BlockManager
-from dbgpt_guanaco.engine.cpu_decoder import CpuDecoder
+from dbgpt_guanaco.engine.cpu_decoder import CompiledPasses, CpuDecoder
 from dbgpt_guanaco.engine.cuda_graphs import CudaRecorder, DecodeGraphs
+from dbgpt_guanaco.engine.lora_layers import LoraLayers
 from dbgpt_guanaco.engine.model_runner import ModelRunner
 from dbgpt_guanaco.engine.passes import Passes, RecordedPasses, TransformersPasses
 from dbgpt_guanaco.engine.scheduler import PrefillBudget, Scheduler, Step
@@ -52,11 +53,11 @@ class Machinery:
             raise ConfigurationError(f"this model cannot be batched: {reason}")
         self._model, self._settings, self._context_tokens = model, settings, context_tokens
         self._device: torch.device = model.device
-        self._layers = _layers(_inner(model))
+        self._layers, self._loras = _layers(model), LoraLayers(model)
         self._dtype = _dtype(model)
         self.vocabulary_size = int(model.get_output_embeddings().weight.shape[0])
         self._num_blocks = self._room(context_tokens)
-        self._own_attention = _inner(model).config._attn_implementation
+        self._own_attention = model.config._attn_implementation
         self.overlaps = self._device.type == "cuda"
         attention.register()
         self._build()
@@ -76,12 +77,12 @@ class Machinery:
         Raises:
             GenerationFailedError: They differ: this model needs more than is known here.
         """
-        model = _inner(self._model)
+        model = self._model
         ids = torch.tensor(PROBE, device=self._device) % self.vocabulary_size
         model.set_attn_implementation(self._own_attention)
-        expected = self._model(input_ids=ids[None], use_cache=False).logits[0].float()
+        expected = model(input_ids=ids[None], use_cache=False).logits[0].float()
         model.set_attn_implementation(attention.NAME)
-        passes = TransformersPasses(self._model, self._cache)
+        passes = TransformersPasses(model, self._cache, self._loras)
         error = _difference(self._probe(passes, ids), expected)
         if not error < MAX_DIFFERENCE:
             raise GenerationFailedError(
@@ -109,8 +110,9 @@ class Machinery:
         self._build()
 
     def close(self) -> None:
-        """Let the model attend as it did before."""
-        _inner(self._model).set_attn_implementation(self._own_attention)
+        """Leave the model as it was before."""
+        self._model.set_attn_implementation(self._own_attention)
+        self._loras.remove()
 
     def mean_embedding(self, token_ids: Any) -> list[float]:  # noqa: ANN401
         """Return the mean of the input embeddings of some tokens."""
@@ -125,12 +127,12 @@ class Machinery:
         self.blocks = BlockManager(self._num_blocks, BLOCK_TOKENS)
         self.scheduler = Scheduler(self.blocks, BUDGETS[device.type], settings.slots)
         self.sampler = BatchSampler(self.vocabulary_size, settings.slots, device)
-        self._use(TransformersPasses(self._model, self._cache))
+        self._use(TransformersPasses(self._model, self._cache, self._loras))
 
     def _use(self, passes: Passes) -> None:
         self._runner = ModelRunner(passes, self.sampler, self._device)
         budget, chosen = BUDGETS[self._device.type], self._settings.prefill_chunk_tokens
-        if isinstance(passes, CpuDecoder):
+        if isinstance(passes, CompiledPasses):
             budget = COMPILED_BUDGET
         self.scheduler.budget = PrefillBudget(chosen, chosen) if chosen else budget
 
@@ -148,7 +150,7 @@ class Machinery:
             logger.warning("the compiled decoder is not used: it is off by %.2g", difference)
             return None
         logger.info("the compiled decoder is used")
-        return compiled
+        return CompiledPasses(compiled, passes)
 
     def _recorded(self, passes: TransformersPasses, ids: Tensor) -> Passes | None:
         """Return recorded steps; bitsandbytes looks at numbers of int8 layers on the host."""
@@ -212,10 +214,9 @@ class Machinery:
 
 def why_not(model: Any) -> str | None:  # noqa: ANN401
     """Say why a model cannot be batched; None if it may be tried."""
-    inner = _inner(model)
-    config = inner.config.get_text_config()
-    if not getattr(inner, "_supports_attention_backend", False):
-        return f"{type(inner).__name__} does not use transformers' attention interface"
+    config = model.config.get_text_config()
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{type(model).__name__} does not use transformers' attention interface"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds - {"full_attention", "sliding_attention"}:
         return f"it has layers of other kinds: {', '.join(sorted(kinds))}"
@@ -226,13 +227,9 @@ def why_not(model: Any) -> str | None:  # noqa: ANN401
         return f"attention over blocks is written for a CPU and for CUDA, not for {model.device}"
     if model.device.type == "cuda" and not kernels.is_available():
         return "Triton, which attention over blocks needs on a GPU, is not installed"
-    if len(set(getattr(inner, "hf_device_map", {}).values())) > 1:
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return "it is spread over several devices"
     return None
-
-
-def _inner(model: Any) -> Any:  # noqa: ANN401
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

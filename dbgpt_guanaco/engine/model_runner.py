@@ -41,11 +41,13 @@ def _spans(step: Step) -> list[Span]:
     spans, start = [], 0
     # A step has counted the tokens that it draws already.
     for sequence in step.decodes:
-        spans.append(Span(start, 1, sequence.num_computed, tuple(sequence.blocks)))
+        blocks, lora = tuple(sequence.blocks), sequence.generation.lora
+        spans.append(Span(start, 1, sequence.num_computed, blocks, lora))
         start += 1
     for chunk in step.chunks:
         count = chunk.end - chunk.start
-        spans.append(Span(start, count, chunk.end, tuple(chunk.sequence.blocks)))
+        blocks, lora = tuple(chunk.sequence.blocks), chunk.sequence.generation.lora
+        spans.append(Span(start, count, chunk.end, blocks, lora))
         start += count
     return spans
 

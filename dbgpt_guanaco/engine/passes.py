@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dbgpt_guanaco.engine.attention import Attend, CpuAttention, KVCache, Span
 from dbgpt_guanaco.engine.cuda_graphs import DecodeBatch, DecodeGraphs
+from dbgpt_guanaco.engine.lora_layers import LoraLayers, rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,11 @@ class TransformersPasses:
     Args:
         model: A causal LM whose attention is ours (``attention.NAME``).
         cache: Where keys and values are.
+        loras: The model's layers, which get the LoRAs of the spans.
     """
 
-    def __init__(self, model: Any, cache: KVCache) -> None:  # noqa: ANN401
-        self._model, self._cache = model, cache
+    def __init__(self, model: Any, cache: KVCache, loras: LoraLayers) -> None:  # noqa: ANN401
+        self._model, self._cache, self._loras = model, cache, loras
         self._device: torch.device = model.device
 
     def compute(
@@ -53,12 +55,13 @@ class TransformersPasses:
     ) -> Tensor:
         """See ``Passes``."""
         slots = to_device(slots_of(spans, self._cache.block_size), self._device)
-        return self._forward(
-            input_ids,
-            to_device(positions_of(spans), self._device),
-            self._attend(spans, slots),
-            None if wanted is None else to_device(wanted, self._device),
-        )
+        with self._loras.applied(rows_of(spans, self._device)):
+            return self._forward(
+                input_ids,
+                to_device(positions_of(spans), self._device),
+                self._attend(spans, slots),
+                None if wanted is None else to_device(wanted, self._device),
+            )
 
     def decode(self, batch: DecodeBatch) -> Tensor:
         """Compute a batch that stands on a GPU without a look at its numbers; → [B, V]."""
@@ -91,7 +94,10 @@ class TransformersPasses:
 
 
 class RecordedPasses:
-    """Replays the steps in which everybody decodes; whatever else comes is computed anew."""
+    """Replays the steps in which everybody decodes; whatever else comes is computed anew.
+
+    So is a step with a LoRA in it: what is recorded cannot ask which.
+    """
 
     def __init__(self, passes: Passes, graphs: DecodeGraphs) -> None:
         self._passes, self._graphs = passes, graphs
@@ -100,7 +106,7 @@ class RecordedPasses:
         self, input_ids: Tensor, spans: Sequence[Span], wanted: Sequence[int] | None
     ) -> Tensor:
         """See ``Passes``."""
-        if wanted is None and all(span.count == 1 for span in spans):
+        if wanted is None and all(span.count == 1 and not span.lora for span in spans):
             lengths = [span.length for span in spans]
             return self._graphs.run(input_ids, lengths, [span.blocks for span in spans])
         return self._passes.compute(input_ids, spans, wanted)

@@ -31,7 +31,7 @@ class Sequence:
         self.max_tokens = generation.kv_tokens
         self.num_computed = 0
         self.blocks: list[int] = []
-        self.node: Node = generation.request.cache_salt
+        self.node: Node = generation.cache_salt
         self.num_remembered = 0  # leading blocks that can be found, by these or other numbers
         self.is_decoding = False
         self.is_seated = False
@@ -45,7 +45,7 @@ class Sequence:
     @property
     def salt(self) -> str:
         """Only sequences of one salt share blocks."""
-        return self.generation.request.cache_salt
+        return self.generation.cache_salt
 
     @property
     def is_cancelled(self) -> bool:

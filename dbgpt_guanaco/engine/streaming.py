@@ -30,6 +30,8 @@ from dbgpt_guanaco.engine.admission import Admission
 from dbgpt_guanaco.engine.answer import Answer
 from dbgpt_guanaco.engine.detokenizer import Vocabulary
 from dbgpt_guanaco.engine.generation import StreamingGeneration
+from dbgpt_guanaco.engine.lora_layers import ALL, LoraLayers
+from dbgpt_guanaco.engine.loras import LoraShelf
 from dbgpt_guanaco.engine.prompt import PromptEncoder
 from dbgpt_guanaco.engine.sampling import Sampler, check_token_ids
 from dbgpt_guanaco.engine.stopping import StopChecker
@@ -84,9 +86,8 @@ class StreamingEngine:
         self._admission: Admission[StreamingGeneration] = Admission(
             settings.slots, settings.queue_size, loaded.kv_tokens
         )
-        model = loaded.model
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._hook = inner.register_forward_pre_hook(_hand_over)
+        self.loras, self._lora_layers = LoraShelf(loaded, settings), LoraLayers(loaded.model)
+        self._hook = loaded.model.register_forward_pre_hook(self._hand_over)
         self._is_warm = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="guanaco-engine", daemon=True)
@@ -122,6 +123,7 @@ class StreamingEngine:
         check_token_ids(request.sampling, self._vocabulary_size)
         if self._failure:
             raise self._stopped()
+        served = self.loras.get(request.lora) if request.lora else self._loaded
         self._admission.check()
         input_ids, max_new_tokens = await asyncio.to_thread(self._encoder.fit, request)
         generation = StreamingGeneration(
@@ -131,6 +133,8 @@ class StreamingEngine:
             self._admission.give_up,
             self._vocabulary.decode,
             await self._structures.follow(request.sampling),
+            stop_token_ids=served.stop_token_ids,
+            lora=served.lora,
         )
         self._admission.enter(generation)
         return generation
@@ -156,6 +160,7 @@ class StreamingEngine:
         self._thread.join()
         self._structures.close()
         self._hook.remove()
+        self._lora_layers.remove()
 
     def _mean_embedding(self, token_ids: Sequence[int]) -> list[float]:
         with torch.no_grad():
@@ -231,15 +236,13 @@ class StreamingEngine:
 
     def _last_delta(self, generation: StreamingGeneration) -> TextDelta:
         """Run ``generate``, which posts deltas, and return the one that remains."""
-        sampling = generation.request.sampling
-        matcher = generation.matcher
+        sampling, matcher = generation.request.sampling, generation.matcher
         sampler = Sampler(sampling, self._vocabulary_size, self._device, matcher)
-        stop_token_ids = self._loaded.stop_token_ids | set(sampling.stop_token_ids)
         answer = Answer(
             self._vocabulary,
             self._vocabulary.detokenizer(continues_text=generation.request.continues_prompt),
             StopChecker(sampling.stop),
-            stop_token_ids,
+            generation.stop_token_ids,
             len(generation.input_ids),
         )
         streamer = AnswerStreamer(
@@ -250,7 +253,7 @@ class StreamingEngine:
             matcher=matcher,
         )
         with contextlib.suppress(GenerationEndedError):
-            self._generate(generation, sampler, streamer, stop_token_ids)
+            self._generate(generation, sampler, streamer)
         if generation.is_cancelled:
             return answer.cancel()
         return answer.finish(is_complete=bool(matcher and matcher.is_over))
@@ -260,7 +263,6 @@ class StreamingEngine:
         generation: StreamingGeneration,
         sampler: Sampler,
         streamer: AnswerStreamer,
-        stop_token_ids: frozenset[int],
     ) -> None:
         chunk = self._prefill_chunk
         input_ids = torch.tensor([generation.input_ids], dtype=torch.long, device=self._device)
@@ -275,21 +277,22 @@ class StreamingEngine:
             ),
             logits_processor=LogitsProcessorList([sampler]),
             stopping_criteria=StoppingCriteriaList(
-                [StopOnTokens(sorted(stop_token_ids), self._device)]
+                [StopOnTokens(sorted(generation.stop_token_ids), self._device)]
             ),
             streamer=streamer,
         )
 
+    def _hand_over(self, *_: object) -> None:
+        """Let the others go first, then go on. Runs before every forward pass of the model.
 
-def _hand_over(*_: object) -> None:
-    """Let the others go first. Runs before every forward pass of the model.
-
-    Raises:
-        GenerationEndedError: The request was cancelled meanwhile.
-    """
-    turn = getcurrent()
-    if isinstance(turn, _Turn):
-        assert turn.parent  # the engine's loop, which runs the turns
-        turn.parent.switch()
-        if turn.generation.is_cancelled:
-            raise GenerationEndedError
+        Raises:
+            GenerationEndedError: The request was cancelled meanwhile.
+        """
+        turn = getcurrent()
+        if isinstance(turn, _Turn):
+            assert turn.parent  # the engine's loop, which runs the turns
+            turn.parent.switch()
+            if turn.generation.is_cancelled:
+                raise GenerationEndedError
+            lora = turn.generation.lora
+            self._lora_layers.apply({lora: ALL} if lora else {})

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 STATUS: dict[type[errors.GuanacoError], int] = {
     errors.InvalidRequestError: 400,
+    errors.AccessDeniedError: 401,
     errors.UnknownModelError: 404,
     errors.NoEmbedderError: 404,
     errors.EngineBusyError: 429,

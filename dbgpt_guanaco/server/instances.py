@@ -12,6 +12,7 @@ from typing import Any
 
 from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.errors import InvalidRequestError
+from dbgpt_guanaco.server import served
 
 WORKER_TYPES = ("llm", "text2vec", "reranker", "service")
 MAX_NAME_CHARACTERS = 300
@@ -188,7 +189,7 @@ def own_workers(engine: Engine, embedder: Embedder | None) -> Sequence[str]:
     ``WorkerManager`` is what DB-GPT's page of models asks which models there are. A name that
     DB-GPT could not read is left out.
     """
-    offered = [f"{name}@llm" for name in engine.card.names]
+    offered = [f"{name}@llm" for name in served.names(engine)]
     if embedder:
         offered.append(f"{embedder.card.name}@text2vec")
     return [worker for worker in (*offered, "WorkerManager@service") if is_worker(worker)]

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from dbgpt_guanaco.engine.base import Generation
 from dbgpt_guanaco.errors import GuanacoError, InvalidRequestError, OutOfMemoryError
-from dbgpt_guanaco.server import errors, frames
+from dbgpt_guanaco.server import errors, frames, served
 from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep, SettingsDep
 from dbgpt_guanaco.server.llmserver_requests import (
     EmbeddingRequest,
@@ -67,8 +67,7 @@ async def generate_stream(request: Request, engine: EngineDep, settings: Setting
     body = await _read(request, LegacyRequest)
     padding = echo_padding(body, settings.legacy_echo)
     try:
-        wanted = body.to_generation_request(engine.template, settings, _id())
-        generation = await engine.submit(wanted)
+        generation = await _submit(body, engine, settings)
     except GuanacoError as error:  # such a client cuts an error as it cuts an answer
         status, kind = errors.status_of(error), type(error).__name__
         return _error(request, status, error_text(error), kind, padding)
@@ -86,7 +85,7 @@ async def generate_stream(request: Request, engine: EngineDep, settings: Setting
 async def generate(request: Request, engine: EngineDep, settings: SettingsDep) -> Response:
     """Answer whole, in a body that the clients of all those versions can read."""
     body = await _read(request, LegacyRequest)
-    generation = await engine.submit(body.to_generation_request(engine.template, settings, _id()))
+    generation = await _submit(body, engine, settings)
 
     async def whole() -> Response:
         text = "".join([delta.text async for delta in generation])
@@ -109,6 +108,15 @@ async def embedding(request: Request, engine: EngineDep, embedder: EmbedderDep) 
         return {"response": list(await engine.embed(body.prompt))}
     embeddings = await embedder.embed([body.prompt])
     return {"response": list(embeddings.vectors[0])}
+
+
+async def _submit(body: LegacyRequest, engine: EngineDep, settings: ServerSettings) -> Generation:
+    """Ask the engine. A name chooses a LoRA; any other is the loaded model, as it was there."""
+    is_lora = body.model in engine.loras.names
+    model = served.find(engine, body.model if is_lora else None)
+    return await engine.submit(
+        model.of(body.to_generation_request(model.template, settings, _id()))
+    )
 
 
 async def text_frames(

@@ -40,8 +40,8 @@ class LegacyRequest(BaseModel):
     """``/generate_stream`` and ``/generate``. That server read no schema: other keys are ignored.
 
     Attributes:
-        model: The client's own LLM_MODEL; it tells what the client will cut off, and never
-            chooses a model.
+        model: The client's own LLM_MODEL; it tells what the client will cut off, and chooses a
+            LoRA, but never another model.
         echo: Sent by v0.3.3 and later.
     """
 

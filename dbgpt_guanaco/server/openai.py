@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dbgpt_guanaco.engine.base import Engine, Generation
-from dbgpt_guanaco.errors import InvalidRequestError, NoEmbedderError, UnknownModelError
-from dbgpt_guanaco.server import openai_embeddings
+from dbgpt_guanaco.errors import InvalidRequestError, NoEmbedderError
+from dbgpt_guanaco.server import openai_embeddings, openai_loras, served
 from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep, SaltDep, SettingsDep
 from dbgpt_guanaco.server.openai_answers import Answer
 from dbgpt_guanaco.server.openai_embeddings import EmbeddingsRequest
@@ -27,12 +26,13 @@ from dbgpt_guanaco.settings import ServerSettings
 from dbgpt_guanaco.types import GenerationRequest
 
 router = APIRouter(tags=["openai"])
+router.include_router(openai_loras.router)
 
 
 @router.get("/models")
 async def list_models(engine: EngineDep, embedder: EmbedderDep) -> dict[str, Any]:
     """Name the loaded model, its aliases, and the embedding model."""
-    models = [_model(engine, name) for name in engine.card.names]
+    models = [_model(engine, name) for name in served.names(engine)]
     if embedder:
         models.append(openai_embeddings.model_object(embedder.card))
     return {"object": "list", "data": models}
@@ -43,7 +43,7 @@ async def get_model(name: str, engine: EngineDep, embedder: EmbedderDep) -> dict
     """Describe one model."""
     if embedder and name == embedder.card.name:
         return openai_embeddings.model_object(embedder.card)
-    return _model(engine, _known(engine, name))
+    return _model(engine, served.find(engine, name).name)
 
 
 @router.post("/chat/completions")
@@ -55,15 +55,15 @@ async def create_chat_completion(
     salt: SaltDep,
 ) -> Response:
     """Answer a conversation, as one object or as a stream of events."""
-    model = _known(engine, body.model)
+    model = served.find(engine, body.model)
     _check_count(body.choices, engine, settings)
     request_id = f"chatcmpl-{uuid.uuid4().hex}"
-    wanted = body.to_generation_requests(engine.template, settings.temperature, request_id)
-    generations = await _submit_all(engine, wanted, salt)
+    wanted = body.to_generation_requests(model.template, settings.temperature, request_id)
+    generations = await _submit_all(engine, [model.of(one, salt) for one in wanted])
     answer = Answer(
         kind="chat",
         request_id=request_id,
-        model=model,
+        model=model.name,
         generations=generations,
         with_logprobs=bool(body.logprobs),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
@@ -81,15 +81,15 @@ async def create_completion(
     salt: SaltDep,
 ) -> Response:
     """Continue a text, as one object or as a stream of events."""
-    model = _known(engine, body.model)
+    model = served.find(engine, body.model)
     _check_count(len(body.prompts) * body.choices, engine, settings)
     request_id = f"cmpl-{uuid.uuid4().hex}"
     wanted = body.to_generation_requests(settings.temperature, request_id)
-    generations = await _submit_all(engine, wanted, salt)
+    generations = await _submit_all(engine, [model.of(one, salt) for one in wanted])
     answer = Answer(
         kind="completion",
         request_id=request_id,
-        model=model,
+        model=model.name,
         generations=generations,
         echo=bool(body.echo),
         with_logprobs=body.logprobs is not None,
@@ -119,11 +119,11 @@ async def create_embeddings(
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, engine: EngineDep) -> dict[str, Any]:
     """Count a text's or a conversation's tokens, as a request with it would be charged."""
-    _known(engine, body.model)
+    model = served.find(engine, body.model)
     if body.messages is None:
         text, add_special_tokens = body.prompt or "", body.add_special_tokens is not False
     else:
-        prompt = engine.template.render(chat_messages(body.messages))
+        prompt = model.template.render(chat_messages(body.messages))
         text, add_special_tokens = prompt.text, prompt.add_special_tokens
     token_ids = await engine.tokenize(text, add_special_tokens=add_special_tokens)
     return {
@@ -136,7 +136,7 @@ async def tokenize(body: TokenizeRequest, engine: EngineDep) -> dict[str, Any]:
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, engine: EngineDep) -> dict[str, Any]:
     """Return the text of token ids."""
-    _known(engine, body.model)
+    served.find(engine, body.model)
     return {"prompt": await engine.detokenize(body.tokens)}
 
 
@@ -160,9 +160,7 @@ async def _respond(
         cancel_all(answer.generations)
 
 
-async def _submit_all(
-    engine: Engine, wanted: Sequence[GenerationRequest], salt: str
-) -> list[Generation]:
+async def _submit_all(engine: Engine, wanted: Sequence[GenerationRequest]) -> list[Generation]:
     """Submit every request or none.
 
     Raises:
@@ -171,8 +169,7 @@ async def _submit_all(
     accepted: list[Generation] = []
     try:
         for one in wanted:
-            salted = replace(one, cache_salt=salt)
-            accepted.append(await engine.submit(salted))
+            accepted.append(await engine.submit(one))  # noqa: PERF401  # kept if the next fails
     except BaseException:
         cancel_all(accepted)
         raise
@@ -186,28 +183,20 @@ def _check_count(count: int, engine: Engine, settings: ServerSettings) -> None:
         raise InvalidRequestError("n", f"{count} answers are more than the {most} allowed")
 
 
-def _known(engine: Engine, name: str | None) -> str:
-    """Return the name to answer with; a client that names no model gets the loaded one."""
-    if name is None:
-        return engine.card.name
-    if name not in engine.card.names:
-        raise UnknownModelError(name, known=engine.card.names)
-    return name
-
-
 def _model(engine: Engine, name: str) -> dict[str, Any]:
     card = engine.card
+    lora = engine.loras.get(name) if name in engine.loras.names else None
     return {
         "id": name,
         "object": "model",
-        "created": card.created,
+        "created": lora.created if lora else card.created,
         "owned_by": "dbgpt_guanaco",
-        "root": card.name,
-        "parent": None,
+        "root": lora.folder if lora else card.name,
+        "parent": card.name if lora else None,
         "kind": "chat",
         "max_model_len": card.context_tokens,
         "family": card.family,
         "quantization": card.quantization,
         "compute_dtype": card.compute_dtype,
-        "lora": card.lora,
+        "lora": lora.folder if lora else card.lora,
     }

@@ -38,6 +38,7 @@ LINGER_S = 0.3
 MAX_ANSWER_BYTES = 2048
 MAX_TOLD_CHARACTERS = 300
 MAX_PROBLEMS = 5
+REMOVED = {"remove_from_registry": "true"}
 
 
 class ControllerError(Exception):
@@ -50,7 +51,7 @@ class Registration:
     Args:
         controller: Its address.
         find_address: Returns the host and port to register; may block, and may raise.
-        workers: What is offered: ``<model>@<type>``.
+        find_workers: Returns what is offered now: ``<model>@<type>``.
         is_alive: The engine takes requests; where it does not, nothing is registered.
         client: For all requests.
         clock: Seconds that never go back.
@@ -61,7 +62,7 @@ class Registration:
         self,
         controller: str,
         find_address: Callable[[], tuple[str, int]],
-        workers: Sequence[str],
+        find_workers: Callable[[], Sequence[str]],
         is_alive: Callable[[], bool],
         client: httpx.AsyncClient,
         *,
@@ -69,7 +70,7 @@ class Registration:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._controller, self._find_address = controller, find_address
-        self._workers, self._is_alive, self._client = workers, is_alive, client
+        self._find_workers, self._is_alive, self._client = find_workers, is_alive, client
         self._clock, self._sleep = clock, sleep
         self._instances: list[Instance] = []  # what the controller may know of
         self.is_registered = False
@@ -90,6 +91,8 @@ class Registration:
             else:
                 pause_s, retry_s = random.uniform(LEAST_BEAT_S, MOST_BEAT_S), FIRST_RETRY_S  # noqa: S311
             while self._clock() < start + pause_s and self._is_alive() == was_alive:
+                if self.is_registered and self._has_changed():
+                    break
                 await self._sleep(min(LOOK_S, start + pause_s - self._clock()))
 
     async def stop(self) -> None:
@@ -98,13 +101,17 @@ class Registration:
             await self._leave(is_removed=True)
 
     async def _announce(self) -> None:
-        if self.is_registered:
+        if self.is_registered and not self._has_changed():
             with contextlib.suppress(ControllerError):
                 await self._send_all("POST", "/api/controller/heartbeat")
                 return
         self.is_registered = False
         host, port = await asyncio.to_thread(self._find_address)
-        self._instances = [Instance(worker, host, port) for worker in self._workers]
+        offered = [Instance(worker, host, port) for worker in self._find_workers()]
+        gone = [instance for instance in self._instances if instance not in offered]
+        self._instances = [*offered, *gone]  # both must be taken back if this is the last word
+        await self._send_all("DELETE", "/api/controller/models", REMOVED, gone)
+        self._instances = offered
         await self._send_all("POST", "/api/controller/models")
         self.is_registered = True
         self._tell_success(host, port)
@@ -112,11 +119,22 @@ class Registration:
     async def _leave(self, *, is_removed: bool) -> None:
         """Take everything back: for good, or so that it is shown as ill."""
         self.is_registered = self._is_told = False
-        flag = {"remove_from_registry": "true" if is_removed else "false"}
+        flag = REMOVED if is_removed else {"remove_from_registry": "false"}
         await self._send_all("DELETE", "/api/controller/models", flag)
 
-    async def _send_all(self, method: str, path: str, flag: dict[str, str] | None = None) -> None:
-        sent = (self._send(method, path, instance, flag) for instance in self._instances)
+    def _has_changed(self) -> bool:
+        """Say whether something else is offered now than the controller knows: a LoRA came."""
+        return [instance.worker for instance in self._instances] != list(self._find_workers())
+
+    async def _send_all(
+        self,
+        method: str,
+        path: str,
+        flag: dict[str, str] | None = None,
+        instances: Sequence[Instance] | None = None,
+    ) -> None:
+        chosen = self._instances if instances is None else instances
+        sent = (self._send(method, path, instance, flag) for instance in chosen)
         # All are awaited, whichever fails: what is under way must not arrive later.
         for result in await asyncio.gather(*sent, return_exceptions=True):
             if isinstance(result, BaseException):
@@ -195,12 +213,11 @@ class Registrations:
             headers={"Accept-Encoding": "identity"},
             timeout=REQUEST_S,
         )
-        workers = own_workers(engine, embedder)
         self._registrations = [
             Registration(
                 controller,
                 partial(advertised_address, cluster, listening, controller),
-                workers,
+                partial(own_workers, engine, embedder),
                 lambda: engine.is_alive,
                 self._client,
             )

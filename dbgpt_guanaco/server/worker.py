@@ -41,7 +41,7 @@ async def embeddings(request: Request, body: EmbeddingsRequest, embedder: Embedd
 async def count_token(body: CountTokenRequest, engine: EngineDep) -> int:
     """Count a text's tokens as DB-GPT's own worker does, with the one that opens a text."""
     if body.model is not None:
-        worker_models.check_llm(engine, body.model)
+        worker_models.find_llm(engine, body.model)
     return len(await engine.tokenize(body.prompt, add_special_tokens=True))
 
 
@@ -52,5 +52,5 @@ async def model_metadata(
     """Describe a model under the name it was asked for: DB-GPT looks it up by that again."""
     if embedder and body.model == embedder.card.name:
         return worker_models.metadata(body.model, embedder.card.max_tokens, is_chat_model=False)
-    worker_models.check_llm(engine, body.model)
+    worker_models.find_llm(engine, body.model)
     return worker_models.metadata(body.model, engine.card.context_tokens, is_chat_model=True)

@@ -23,7 +23,7 @@ from dbgpt_guanaco.server import errors, frames
 from dbgpt_guanaco.server.dependencies import EngineDep, SettingsDep
 from dbgpt_guanaco.server.pacing import paced
 from dbgpt_guanaco.server.responses import CLIENT_LEFT, FrameStream, unless_client_leaves
-from dbgpt_guanaco.server.worker_models import check_llm
+from dbgpt_guanaco.server.worker_models import find_llm
 from dbgpt_guanaco.server.worker_requests import AnswerRequest
 from dbgpt_guanaco.settings import ServerSettings
 from dbgpt_guanaco.types import TextDelta
@@ -155,9 +155,9 @@ def _told(error: Exception) -> str:
 
 
 async def _submit(body: AnswerRequest, engine: Engine, settings: ServerSettings) -> Generation:
-    check_llm(engine, body.model)
-    request_id = f"worker-{uuid.uuid4().hex}"
-    return await engine.submit(body.to_generation_request(engine.template, settings, request_id))
+    model = find_llm(engine, body.model)
+    request = body.to_generation_request(model.template, settings, f"worker-{uuid.uuid4().hex}")
+    return await engine.submit(model.of(request))
 
 
 async def _read(request: Request) -> AnswerRequest:

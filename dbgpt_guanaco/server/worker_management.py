@@ -27,7 +27,7 @@ async def supports(
 ) -> list[dict[str, Any]]:
     """List what this server serves, and under which address."""
     host, port = own_address(request, cluster)
-    models = [supported(engine.card.name, "llm")]
+    models = [supported(name, "llm") for name in (engine.card.name, *engine.loras.names)]
     if embedder:
         models.append(supported(embedder.card.name, "text2vec"))
     return [{"host": host, "port": port, "models": models}]

@@ -4,19 +4,20 @@ from typing import Any
 
 from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.errors import InvalidRequestError, NoEmbedderError, UnknownModelError
+from dbgpt_guanaco.server import served
+from dbgpt_guanaco.server.served import Served
 from dbgpt_guanaco.server.worker_requests import WorkerType
 
 REMEDY = "This server serves what it was started with, see LLM_MODEL and EMBEDDING_MODEL."
 
 
-def check_llm(engine: Engine, name: str) -> None:
-    """Refuse another language model than the loaded one.
+def find_llm(engine: Engine, name: str) -> Served:
+    """Return the language model of that name.
 
     Raises:
-        UnknownModelError: It is another.
+        UnknownModelError: It does not run here.
     """
-    if name not in engine.card.names:
-        raise UnknownModelError(name, engine.card.names, REMEDY)
+    return served.find(engine, name, REMEDY)
 
 
 def find_embedder(embedder: Embedder | None, name: str, worker_type: WorkerType) -> Embedder:
@@ -42,10 +43,10 @@ def check_served(
     """Refuse a model that does not run here; no type means a language model.
 
     Raises:
-        GuanacoError: See ``check_llm`` and ``find_embedder``.
+        GuanacoError: See ``find_llm`` and ``find_embedder``.
     """
     if worker_type in (None, "llm"):
-        check_llm(engine, name)
+        find_llm(engine, name)
     else:
         find_embedder(embedder, name, worker_type)
 

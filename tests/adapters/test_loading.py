@@ -28,6 +28,7 @@ from dbgpt_guanaco.adapters.memory import plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype
 from dbgpt_guanaco.adapters.resolve import ModelSource
 from dbgpt_guanaco.adapters.template import OwnTemplate
+from dbgpt_guanaco.engine.lora_layers import ALL, LoraLayers
 from dbgpt_guanaco.errors import (
     ConfigurationError,
     ModelLoadError,
@@ -88,8 +89,10 @@ def load(
 
 
 def logits(loaded: LoadedModel) -> torch.Tensor:
-    with torch.no_grad():
+    layers = LoraLayers(loaded.model)
+    with torch.no_grad(), layers.applied({loaded.lora: ALL} if loaded.lora else {}):
         scores: torch.Tensor = loaded.model(PROMPT).logits
+    layers.remove()
     return scores.float()
 
 
@@ -246,12 +249,15 @@ def test_a_lora_is_laid_unmerged_and_changes_the_logits(
     base = load(plain, quantization_override=quantization)
     laid = load(plain, lora, quantization_override=quantization)
 
-    query = laid.model.base_model.model.model.layers[1].self_attn.q_proj
-    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
-    assert not query.merged
-    assert torch.equal(query.lora_A.default.weight, weights[name].to(torch.bfloat16))
+    name = "model.layers.1.self_attn.q_proj"
+    assert laid.lora
+    assert torch.equal(
+        laid.lora.pairs[name].a,
+        weights[f"base_model.model.{name}.lora_A.weight"].to(torch.bfloat16),
+    )
+    assert laid.lora.pairs[name].scale == 2
     torch.testing.assert_close(
-        query.base_layer.weight.data, base.model.model.layers[1].self_attn.q_proj.weight.data
+        laid.model.get_submodule(name).weight.data, base.model.get_submodule(name).weight.data
     )
     assert laid.card.lora == "my-lora"
     assert not any(p.requires_grad for p in laid.model.parameters())
@@ -442,11 +448,9 @@ def test_sampling_defaults_of_the_checkpoint_do_not_survive(
 
     loaded = load(copy, make_lora(tmp_path / "my-lora") if with_lora else None)
 
-    models = [loaded.model, loaded.model.get_base_model()] if with_lora else [loaded.model]
-    for model in models:
-        kept = model.generation_config
-        assert all(getattr(kept, name) != value for name, value in defaults.items())
-        assert kept.eos_token_id is None
+    kept = loaded.model.generation_config
+    assert all(getattr(kept, name) != value for name, value in defaults.items())
+    assert kept.eos_token_id is None
     assert loaded.stop_token_ids == {1, 2, 9}  # but where it stops is no sampling default
 
 

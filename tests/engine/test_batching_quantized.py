@@ -21,6 +21,7 @@ from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.loading import LoadedModel, load_model
 from dbgpt_guanaco.adapters.resolve import ModelSource, resolve
 from dbgpt_guanaco.engine.batching import BatchingEngine
+from dbgpt_guanaco.engine.lora_layers import ALL, LoraLayers
 from dbgpt_guanaco.settings import EngineSettings, ModelSettings
 from dbgpt_guanaco.types import GenerationRequest, SamplingParams
 
@@ -86,8 +87,16 @@ class Judged:
 
 
 @torch.no_grad()
-def judge(model: Any, texts: list[tuple[Ids, Ids]]) -> Judged:
+def judge(loaded: LoadedModel, texts: list[tuple[Ids, Ids]]) -> Judged:
     """Hold answers against the model's own logits, as transformers computes them."""
+    layers = LoraLayers(loaded.model)
+    with layers.applied({loaded.lora: ALL} if loaded.lora else {}):
+        judged = judged_by(loaded.model, texts)
+    layers.remove()
+    return judged
+
+
+def judged_by(model: Any, texts: list[tuple[Ids, Ids]]) -> Judged:
     noise, lags = 0.0, []
     for prompt, answer in texts:
         ids = torch.tensor([[*prompt, *answer]])
@@ -147,11 +156,11 @@ async def test_tokens_are_those_of_transformers(
 
     texts = with_answers(PROMPTS, found)
     assert len(texts) == 13
-    judged = judge(loaded.model, texts)
+    judged = judge(loaded, texts)
     assert judged.is_right, judged
     # An engine that lost the first block of a prompt would not pass.
     lost = [(prompt[16:], answer) for prompt, answer in texts if len(prompt) > 32]
-    assert not judge(loaded.model, lost).is_right
+    assert not judge(loaded, lost).is_right
 
 
 async def test_tokens_of_the_demo_model_are_those_of_transformers(
@@ -164,5 +173,5 @@ async def test_tokens_of_the_demo_model_are_those_of_transformers(
 
     found = await answers(loaded, prompts, slots=4)
 
-    judged = judge(loaded.model, with_answers(prompts, found))
+    judged = judge(loaded, with_answers(prompts, found))
     assert judged.is_right, judged

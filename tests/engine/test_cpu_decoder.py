@@ -22,6 +22,7 @@ from dbgpt_guanaco.engine import attention, cpu_decoder
 from dbgpt_guanaco.engine.attention import KVCache, Span
 from dbgpt_guanaco.engine.cpu_decoder import CpuDecoder
 from dbgpt_guanaco.engine.kernels import compiled
+from dbgpt_guanaco.engine.lora_layers import LoraLayers
 from dbgpt_guanaco.engine.passes import TransformersPasses
 from dbgpt_guanaco.errors import ConfigurationError
 
@@ -108,7 +109,7 @@ class Pair:
             KVCache([shape] * config.num_hidden_layers, 12, 16, torch.bfloat16, torch.device("cpu"))
             for _ in range(2)
         ]
-        self.reference = TransformersPasses(self.model, self.caches[0])
+        self.reference = TransformersPasses(self.model, self.caches[0], LoraLayers(self.model))
         self.decoder = CpuDecoder(self.model, self.caches[1])
 
     def both(

@@ -123,6 +123,7 @@ class Case:
         self.controller = FakeController(self.time, is_of_2023=is_of_2023)
         self.is_alive = True
         self.address: tuple[str, int] | Exception = ADDRESS
+        self.workers: tuple[str, ...] = WORKERS
 
     def find_address(self) -> tuple[str, int]:
         if isinstance(self.address, Exception):
@@ -133,7 +134,7 @@ class Case:
     async def registered(self) -> AsyncIterator[FakeController]:
         async with httpx.AsyncClient(transport=httpx.MockTransport(self.controller)) as client:
             self.registration = Registration(
-                CONTROLLER, self.find_address, WORKERS, lambda: self.is_alive, client,
+                CONTROLLER, self.find_address, lambda: self.workers, lambda: self.is_alive, client,
                 clock=self.time, sleep=self.time.sleep,
             )  # fmt: skip
             task = asyncio.create_task(self.registration.run())
@@ -453,3 +454,16 @@ def test_a_name_that_dbgpt_does_not_take_is_an_error(groups: dict[str, Any]) -> 
     with pytest.raises(ConfigurationError, match="a@b: DB-GPT takes no @"):
         check(settings(**groups), ("10.0.0.7", 8001))
     assert check(Settings(**groups), ("10.0.0.7", 8001)) == []
+
+
+async def test_what_is_loaded_later_is_registered_and_taken_back() -> None:
+    case = Case()
+    async with case.registered() as controller:
+        await controller.until(lambda: set(controller.table) == BOTH)
+        case.workers = (*WORKERS, "sql@llm")
+        await controller.until(lambda: ("sql@llm", *ADDRESS) in controller.table)
+        assert all(controller.table.values())
+
+        case.workers = WORKERS
+        await controller.until(lambda: set(controller.table) == BOTH)
+        assert all(controller.table.values())

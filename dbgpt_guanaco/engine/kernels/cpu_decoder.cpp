@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "lora.h"
 #include "rows.h"
 
 // The structs are shared with cpu_decoder.py.
@@ -45,11 +46,16 @@ struct Pass {
     Phase* phases;  // num_phases(), all zero
     std::int64_t threads;
     double* seconds;  // spent in linear layers, attention, head, rest; null: nobody asks
+    const Pair* const* loras;         // of each LoRA, the pairs of all layers; null: no LoRA
+    const std::int32_t* token_loras;  // [T] which one, or -1
+    const Run* runs;
+    std::int64_t num_runs, low_width;
 };
 
 namespace {
 
-constexpr int PHASES = 8;    // of a layer
+constexpr int PHASES = 12;   // of a layer, with LoRA
+enum Projection { Q, K, V, O, GATE, UP, DOWN, PROJECTIONS };
 constexpr int SPINS = 2000;  // some 50 us
 enum Kind_of_work { LINEAR, ATTENTION, HEAD, REST };
 
@@ -102,11 +108,12 @@ public:
         values_ = keys_ + tokens_ * kv_size_;
         attended_ = values_ + tokens_ * kv_size_;
         gated_ = attended_ + tokens_ * query_size_;
+        if (model.num_layers) low_ = gated_ + tokens_ * model.layers[0].gate.outputs;
         if (pass.seconds && omp_get_thread_num() == 0) clock_ = omp_get_wtime();
     }
 
     void run() {
-        for (std::int64_t i = 0; i < model_.num_layers; ++i) run_layer(model_.layers[i]);
+        for (layer_ = 0; layer_ < model_.num_layers; ++layer_) run_layer(model_.layers[layer_]);
         const std::int64_t rows = pass_.num_wanted;
         share(REST, rows, [&](std::int64_t r) {
             const std::int64_t token = pass_.wanted ? pass_.wanted[r] : r;
@@ -124,10 +131,45 @@ private:
         project(l);
         share(REST, tokens_, [&](std::int64_t t) { position(l, t); });
         attend(l.cache);
-        add(l.o, attended_);
+        add(l.o, O, attended_);
         normalize_all(l.mlp_norm);
         gate(l);
-        add(l.down, gated_);
+        add(l.down, DOWN, gated_);
+    }
+
+    const Pair& pair(int lora, int projection) const {
+        return pass_.loras[lora][layer_ * PROJECTIONS + projection];
+    }
+
+    bf16* low(int projection, std::int64_t token) const {
+        // Projections that see the same input stand side by side until they are added.
+        const int place = projection <= V ? projection : projection == UP;
+        return low_ + (place * tokens_ + token) * pass_.low_width;
+    }
+
+    // The products with A, for projections of one input.
+    void shrink_all(int first, int count, const bf16* x, std::int64_t inputs) {
+        if (!pass_.loras) return;
+        const std::int64_t strips = pass_.low_width / LOW_STEP;
+        share(LINEAR, pass_.num_runs * count * strips, [&](std::int64_t unit) {
+            const Run& run = pass_.runs[unit / strips / count];
+            const int projection = first + static_cast<int>(unit / strips % count);
+            shrink(pair(run.lora, projection), x + run.start * inputs, inputs, run.count,
+                   unit % strips * LOW_STEP, low(projection, run.start), pass_.low_width);
+        });
+    }
+
+    // The products with B, on a tile of a layer's output.
+    void expand_all(int projection, const Linear& l, const Place& at, float* tile) {
+        if (!pass_.loras) return;
+        const std::int64_t padded = ceil_div(l.outputs, COLUMNS) * COLUMNS;
+        for (int r = 0; r < at.rows; ++r) {
+            const std::int32_t lora = pass_.token_loras[at.row + r];
+            if (lora < 0 || !pair(lora, projection).rank) continue;
+            for (int c = 0; c < at.columns && at.column + c < padded; c += COLUMNS)
+                expand(pair(lora, projection), low(projection, at.row + r), padded, at.column + c,
+                       tile + r * at.columns + c);
+        }
     }
 
     // Does what is left of a phase, and returns when all of it is done. Nobody has to come:
@@ -162,12 +204,13 @@ private:
     }
 
     void project(const Layer& l) {
+        shrink_all(Q, 3, normed_, l.q.inputs);
         const Tiling q(tokens_, l.q.outputs, threads_, 4), kv(tokens_, l.k.outputs, threads_, 4);
         share(LINEAR, q.units + 2 * kv.units, [&](std::int64_t unit) {
-            if (unit < q.units) return keep(l.q, normed_, q.place(unit), queries_);
+            if (unit < q.units) return keep(l.q, normed_, q.place(unit), queries_, Q);
             unit -= q.units;
-            if (unit < kv.units) return keep(l.k, normed_, kv.place(unit), keys_);
-            keep(l.v, normed_, kv.place(unit - kv.units), values_);
+            if (unit < kv.units) return keep(l.k, normed_, kv.place(unit), keys_, K);
+            keep(l.v, normed_, kv.place(unit - kv.units), values_, V);
         });
     }
 
@@ -209,13 +252,16 @@ private:
     }
 
     void gate(const Layer& l) {
+        shrink_all(GATE, 2, normed_, l.gate.inputs);
         const std::int64_t outputs = l.gate.outputs;
         const Tiling tiles(tokens_, outputs, threads_, 4);
         share(LINEAR, tiles.units, [&](std::int64_t unit) {
             alignas(64) float gates[TILE_FLOATS], ups[TILE_FLOATS];
             const Place at = tiles.place(unit);
             multiply(l.gate, normed_, at, gates);
+            expand_all(GATE, l.gate, at, gates);
             multiply(l.up, normed_, at, ups);
+            expand_all(UP, l.up, at, ups);
             each(at, outputs, [&](std::int64_t row, std::int64_t column, int i, __mmask16 here) {
                 store(gated_ + row * outputs + column,
                       gated(_mm512_load_ps(gates + i), _mm512_load_ps(ups + i)), here);
@@ -224,12 +270,14 @@ private:
     }
 
     // hidden += x W^T
-    void add(const Linear& l, const bf16* x) {
+    void add(const Linear& l, Projection projection, const bf16* x) {
+        shrink_all(projection, 1, x, l.inputs);
         const Tiling tiles(tokens_, l.outputs, threads_, 4);
         share(LINEAR, tiles.units, [&](std::int64_t unit) {
             alignas(64) float tile[TILE_FLOATS];
             const Place at = tiles.place(unit);
             multiply(l, x, at, tile);
+            expand_all(projection, l, at, tile);
             each(at, l.outputs, [&](std::int64_t row, std::int64_t column, int i, __mmask16 here) {
                 bf16* to = hidden(row) + column;
                 store(to, _mm512_add_ps(load(to, here), _mm512_load_ps(tile + i)), here);
@@ -238,9 +286,10 @@ private:
     }
 
     // out = x W^T, one tile of it
-    void keep(const Linear& l, const bf16* x, const Place& at, bf16* out) {
+    void keep(const Linear& l, const bf16* x, const Place& at, bf16* out, int projection = -1) {
         alignas(64) float tile[TILE_FLOATS];
         multiply(l, x, at, tile);
+        if (projection >= 0) expand_all(projection, l, at, tile);
         each(at, l.outputs, [&](std::int64_t row, std::int64_t column, int i, __mmask16 here) {
             store(out + row * l.outputs + column, _mm512_load_ps(tile + i), here);
         });
@@ -273,7 +322,8 @@ private:
     const Shape& shape_;
     const std::int64_t tokens_, query_size_, kv_size_;
     const int threads_;
-    bf16 *normed_, *queries_, *keys_, *values_, *attended_, *gated_;
+    bf16 *normed_, *queries_, *keys_, *values_, *attended_, *gated_, *low_ = nullptr;
+    std::int64_t layer_ = 0;
     int next_phase_ = 0;
     double clock_ = 0;
 };
@@ -284,12 +334,12 @@ extern "C" {
 
 // Changes with the structs.
 std::int64_t guanaco_struct_bytes() {
-    return sizeof(Layer) * 1000000 + sizeof(Model) * 1000 + sizeof(Pass);
+    return sizeof(Layer) * 1000000 + sizeof(Model) * 1000 + sizeof(Pass) + sizeof(Pair);
 }
 
-std::int64_t guanaco_scratch_size(const Model* model, std::int64_t tokens) {
+std::int64_t guanaco_scratch_size(const Model* model, std::int64_t tokens, std::int64_t low_width) {
     const Shape& s = model->shape;
-    return tokens * (model->hidden + 2 * (s.heads + s.kv_heads) * s.size +
+    return tokens * (model->hidden + 2 * (s.heads + s.kv_heads) * s.size + 3 * low_width +
                      (model->num_layers ? model->layers[0].gate.outputs : 0));
 }
 

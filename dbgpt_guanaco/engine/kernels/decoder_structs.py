@@ -6,10 +6,14 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 from dbgpt_guanaco.engine.kernels import compiled
 from dbgpt_guanaco.errors import ConfigurationError
 
+HEADERS = ("attention.h", "linear.h", "lora.h", "rows.h", "vectors.h")
 PLAIN, NF4 = 0, 1
 NF4_GROUP = 64  # weights that share a scale
 NF4_COLUMNS = 32  # of a packed block
 BLOCK_TOKENS = 16  # of the cache
+# The linear layers of a decoder layer, in the order of their LoRAs.
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+LOW_STEP = 32  # ranks that are computed together
 MAX_HEAD_SIZE, HEAD_SIZE_STEP, MAX_GROUP = 256, 32, 64
 SECONDS = ("linear layers", "attention", "output head", "rest")
 
@@ -24,6 +28,18 @@ class Linear(ctypes.Structure):
         ("inputs", c_int64),
         ("outputs", c_int64),
         ("kind", c_int32),
+        ("reserved", c_int32),
+    )
+
+
+class Pair(ctypes.Structure):
+    """A LoRA's matrices for a layer; without a rank there are none."""
+
+    _fields_ = (
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("rank", c_int64),
+        ("scale", c_float),
         ("reserved", c_int32),
     )
 
@@ -50,7 +66,7 @@ class Layer(ctypes.Structure):
 
     _fields_ = (
         *((name, Norm) for name in ("norm", "mlp_norm", "q_norm", "k_norm")),
-        *((name, Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, Linear) for name in PROJECTIONS),
         ("cache", LayerCache),
     )
 
@@ -93,6 +109,11 @@ class Pass(ctypes.Structure):
         ("phases", c_void_p),
         ("threads", c_int64),
         ("seconds", c_void_p),
+        ("loras", ctypes.POINTER(ctypes.POINTER(Pair))),
+        ("token_loras", c_void_p),
+        ("runs", c_void_p),
+        ("num_runs", c_int64),
+        ("low_width", c_int64),
     )
 
 
@@ -105,12 +126,17 @@ def load() -> ctypes.CDLL:
     reason = compiled.why_not()
     if reason:
         raise ConfigurationError(reason)
-    library = compiled.load("cpu_decoder.cpp", ("attention.h", "linear.h", "rows.h", "vectors.h"))
+    library = compiled.load("cpu_decoder.cpp", HEADERS)
     library.guanaco_struct_bytes.restype = c_int64
-    own = ctypes.sizeof(Layer) * 1_000_000 + ctypes.sizeof(Model) * 1_000 + ctypes.sizeof(Pass)
+    own = (
+        ctypes.sizeof(Layer) * 1_000_000
+        + ctypes.sizeof(Model) * 1_000
+        + ctypes.sizeof(Pass)
+        + ctypes.sizeof(Pair)
+    )
     if library.guanaco_struct_bytes() != own:
         raise ConfigurationError("the compiled decoder lays out its structs in another way")
-    library.guanaco_scratch_size.argtypes = (ctypes.POINTER(Model), c_int64)
+    library.guanaco_scratch_size.argtypes = (ctypes.POINTER(Model), c_int64, c_int64)
     library.guanaco_scratch_size.restype = c_int64
     library.guanaco_phase_bytes.argtypes = (ctypes.POINTER(Model),)
     library.guanaco_phase_bytes.restype = c_int64
