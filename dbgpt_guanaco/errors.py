@@ -9,6 +9,7 @@
     ├── AmbiguousModelError       several unrelated adapters match
     ├── ModelLoadError            found, but it cannot be loaded as asked
     │   └── OutOfMemoryError      it does not fit, said before loading or when a step failed
+    ├── OutputError               a folder cannot be written: it exists, the disk is full
     ├── EngineBusyError           every slot and every queue place is taken
     ├── EngineStoppedError        the engine is shutting down
     ├── GenerationFailedError     an exception inside a generation
@@ -62,6 +63,10 @@ class ModelLoadError(GuanacoError):
 
 class OutOfMemoryError(ModelLoadError):
     """What was asked for does not fit the memory there is."""
+
+
+class OutputError(GuanacoError):
+    """What a command makes cannot be written: it is there already, or the disk is full."""
 
 
 class EngineBusyError(GuanacoError):

@@ -37,7 +37,7 @@ def convert_pickled_weights(folder: Path) -> list[Path]:
     written, total_bytes = [], 0
     for number, source in enumerate(sources, start=1):
         target = folder / _target_name(number, len(sources))
-        tensors = _read(source)
+        tensors = read_pickled(source)
         total_bytes += sum(t.numel() * t.element_size() for t in tensors.values())
         partial = target.with_suffix(".partial")
         save_file(tensors, partial, metadata={"format": "pt"})
@@ -57,7 +57,12 @@ def _target_name(number: int, count: int) -> str:
     return f"model-{number:05}-of-{count:05}.safetensors" if count > 1 else WHOLE
 
 
-def _read(source: Path) -> dict[str, torch.Tensor]:
+def read_pickled(source: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a pickle, and execute nothing of it.
+
+    Raises:
+        ModelLoadError: It is damaged, or holds more than weights.
+    """
     try:
         # Only a zip archive can be mapped; torch before 1.6 wrote none.
         is_zip = zipfile.is_zipfile(source)

@@ -3,6 +3,8 @@
 import typer
 
 from dbgpt_guanaco.cli.convert import convert
+from dbgpt_guanaco.cli.merge import merge
+from dbgpt_guanaco.cli.quantize import quantize
 from dbgpt_guanaco.cli.serve import serve
 
 app = typer.Typer(
@@ -10,5 +12,5 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for _command in (serve, convert):
+for _command in (serve, convert, merge, quantize):
     app.command()(_command)
