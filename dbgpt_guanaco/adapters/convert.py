@@ -68,7 +68,8 @@ def read_pickled(source: Path) -> dict[str, torch.Tensor]:
         is_zip = zipfile.is_zipfile(source)
         state = torch.load(source, map_location="cpu", weights_only=True, mmap=is_zip)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise ModelLoadError(f"{source} is damaged, or holds more than weights: {error}") from None
+        reason = str(error).partition("\n")[0]
+        raise ModelLoadError(f"{source} is damaged, or holds more than weights: {reason}") from None
     is_weights = isinstance(state, dict) and all(
         isinstance(tensor, torch.Tensor) for tensor in state.values()
     )

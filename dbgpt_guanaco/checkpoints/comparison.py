@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 import torch
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from dbgpt_guanaco.adapters.lora import lay_lora
 from dbgpt_guanaco.adapters.memory import plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.checkpoints.merging import CARD, Base
@@ -119,7 +119,8 @@ def _load(contender: Contender, tokens: int) -> Any:  # noqa: ANN401
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelLoadError(f"{contender.folder} cannot be loaded: {error}") from error
     if contender.lora:
-        model = lay_lora(model, contender.lora, dtype)
+        # As those who trained it compute it, and not as this package does.
+        model = PeftModel.from_pretrained(model, contender.lora, local_files_only=True)
     return model.eval()
 
 

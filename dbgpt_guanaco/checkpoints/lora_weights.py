@@ -141,7 +141,7 @@ def _lay(folder: Path, source: SourceModel) -> Any:  # noqa: ANN401
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that Conv1D turns fan_in_fan_out on: it is read off
-            config = LoraConfig.from_pretrained(folder, local_files_only=True)
+            config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
             config.init_lora_weights = False  # the weights come from the file
             with torch.device("meta"):
                 return PeftModel(base, config)
@@ -162,7 +162,9 @@ def _compare(
         problems.append(f"{len(unused)} tensors belong to no target module: {_some(unused)}")
     if missing := sorted(expected.keys() - found.keys()):
         problems.append(f"{len(missing)} tensors are missing: {_some(missing)}")
-    wrong = [name for name in sorted(found.keys() & expected.keys()) if found[name] != expected[name]]
+    wrong = [
+        name for name in sorted(found.keys() & expected.keys()) if found[name] != expected[name]
+    ]
     if wrong:
         shown = [f"{n} is {list(found[n])} and should be {list(expected[n])}" for n in wrong]
         problems.append(f"{len(wrong)} tensors have another shape or rank: {_some(shown)}")
@@ -188,7 +190,7 @@ def _deltas(laid: Any, names: TensorNames) -> dict[str, Delta]:  # noqa: ANN401
             a=f"{stem}.lora_A.weight",
             b=f"{stem}.lora_B.weight",
             scaling=float(layer.scaling["default"]),
-            is_transposed=bool(layer.fan_in_fan_out),
+            is_transposed=bool(getattr(layer, "fan_in_fan_out", False)),
         )
     return found
 

@@ -89,7 +89,7 @@ class ShardWriter:
             "shape": list(tensor.shape),
             "data_offsets": [begin, self._end],
         }
-        self._file.write(memoryview(data.numpy()))
+        self._file.write(data.numpy().tobytes())
         return data.numel()
 
     def _close(self) -> None:

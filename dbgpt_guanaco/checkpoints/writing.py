@@ -12,7 +12,6 @@ from dbgpt_guanaco.checkpoints.partial import PartialModel, partial_model
 from dbgpt_guanaco.checkpoints.shards import ShardWriter, read_tensors
 from dbgpt_guanaco.checkpoints.source import SourceModel
 
-
 Advance = Callable[[int], None]
 
 
@@ -82,5 +81,3 @@ def _header_room(path: Path) -> int:
     with path.open("rb") as file:
         old = int.from_bytes(file.read(8), "little")
     return 8 * (old + 1024)
-
-
