@@ -1,5 +1,7 @@
 """All commands, one function each in a module of its own."""
 
+import logging
+
 import typer
 
 from dbgpt_guanaco.cli.convert import convert
@@ -12,5 +14,14 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+@app.callback()
+def before() -> None:
+    """Serve a private, 4-bit language model to DB-GPT."""
+    # At import it offers to download a kernel that it has a built-in for.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 for _command in (serve, convert, merge, quantize):
     app.command()(_command)

@@ -1,6 +1,5 @@
 """What commands tell the person at the terminal. Results go to standard output, the rest here."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,8 +15,6 @@ FAILED = 2
 def errors_told() -> Iterator[Console]:
     """Yield where to write, and end the command with one message and status 2 at an error."""
     console = Console(stderr=True)
-    # It offers faster kernels from a hub at import; nobody asked.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         yield console
     except GuanacoError as error:
