@@ -1,0 +1,37 @@
+"""Settings, in the groups that the layers take. ``environment.py`` reads them.
+
+Where DB-GPT has a key, that key is read; what DB-GPT has no key for is called ``GUANACO_…``.
+"""
+
+from dbgpt_guanaco.settings.cluster import ClusterSettings, Network
+from dbgpt_guanaco.settings.engine import LORA_NAME, EmbeddingSettings, EngineSettings
+from dbgpt_guanaco.settings.fields import Group, memory_bytes, setting
+from dbgpt_guanaco.settings.model import DEMO_MODEL, ModelSettings, Quantization
+from dbgpt_guanaco.settings.server import LegacyEcho, ServerSettings
+
+__all__ = [
+    "DEMO_MODEL",
+    "LORA_NAME",
+    "ClusterSettings",
+    "EmbeddingSettings",
+    "EngineSettings",
+    "Group",
+    "LegacyEcho",
+    "ModelSettings",
+    "Network",
+    "Quantization",
+    "ServerSettings",
+    "Settings",
+    "memory_bytes",
+    "setting",
+]
+
+
+class Settings(Group):
+    """All settings, in the groups that the layers take."""
+
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    server: ServerSettings = ServerSettings()
+    cluster: ClusterSettings = ClusterSettings()
