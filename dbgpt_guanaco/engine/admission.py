@@ -87,11 +87,16 @@ class Admission(Generic[Item]):
                 self._changed.wait()
             if not self._waiting or len(self._running) >= self._slots:
                 return None
-            if self._waiting[0].kv_tokens > self._free_tokens and self._running:
+            item = self._waiting[0]
+            if item.kv_tokens > self._free_tokens and self._running:
                 return None
-            if fits and not fits(self._waiting[0]):
+        # Looked at without the lock, which the event loop needs: it may take its time.
+        if fits and not fits(item):
+            return None
+        with self._changed:
+            if not self._waiting or self._waiting[0] is not item:  # it gave up meanwhile
                 return None
-            item = self._waiting.popleft()
+            self._waiting.popleft()
             self._running.add(item)
             self._free_tokens -= item.kv_tokens
             return item

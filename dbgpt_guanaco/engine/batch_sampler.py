@@ -124,12 +124,13 @@ class BatchSampler:
         """
         if not self._free:
             raise LookupError("every row is taken")
-        row = Row(self._free.pop(), params, matcher)
+        row = Row(self._free[-1], params, matcher)
         if row.is_penalized:
             prompt_has, counts = self._tables()
             prompt_has[row.index] = False
             prompt_has[row.index, torch.tensor(prompt, device=self._device)] = True
             counts[row.index] = 0
+        self._free.pop()  # only now: a table may not have fitted the memory
         return row
 
     def close(self, row: Row) -> None:

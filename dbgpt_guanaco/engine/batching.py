@@ -24,7 +24,7 @@ from dbgpt_guanaco.engine.detokenizer import Vocabulary
 from dbgpt_guanaco.engine.generation import StreamingGeneration, post_all
 from dbgpt_guanaco.engine.loras import LoraShelf
 from dbgpt_guanaco.engine.machinery import Machinery
-from dbgpt_guanaco.engine.prompt import PromptEncoder
+from dbgpt_guanaco.engine.prompt import PromptEncoder, embedding_rows
 from dbgpt_guanaco.engine.sampling import check_token_ids
 from dbgpt_guanaco.engine.scheduler import Step
 from dbgpt_guanaco.engine.sequence import Sequence
@@ -62,7 +62,9 @@ class BatchingEngine:
         self.template: PromptTemplate = loaded.template
         self.loras = LoraShelf(loaded, settings)
         self._vocabulary = Vocabulary(loaded.tokenizer)
-        self._encoder = PromptEncoder(loaded.tokenizer, loaded.bos_token_id, context_tokens)
+        self._encoder = PromptEncoder(
+            loaded.tokenizer, loaded.bos_token_id, context_tokens, embedding_rows(loaded.model)
+        )
         self._structures = StructureCompiler(
             loaded.tokenizer, self._machinery.vocabulary_size, loaded.stop_token_ids
         )
@@ -163,7 +165,6 @@ class BatchingEngine:
             self._is_warm.set()
             while not self._admission.is_closed:
                 self._admit()
-                self._leave_cancelled()
                 self._step()
         except BaseException as error:  # the thread ends here: whoever waits must hear of it
             self._problem = f"the engine has failed: {error}"
@@ -177,19 +178,26 @@ class BatchingEngine:
     def _admit(self) -> None:
         scheduler = self._machinery.scheduler
         while generation := self._admission.next(wait=scheduler.is_idle, fits=self._fits):
-            answer = Answer(
-                self._vocabulary,
-                self._vocabulary.detokenizer(continues_text=generation.request.continues_prompt),
-                StopChecker(generation.request.sampling.stop),
-                generation.stop_token_ids,
-                len(generation.input_ids),
-            )
-            row = self._machinery.sampler.open(
-                generation.request.sampling, generation.input_ids, generation.matcher
-            )
-            sequence = Sequence(generation, answer, row)
-            scheduler.add(sequence)
-            self._prompt_tokens += len(generation.input_ids)
+            try:
+                scheduler.add(self._sequence(generation))
+            except Exception as error:
+                logger.exception("request %s cannot be begun", generation.request.request_id)
+                self._admission.leave(generation)
+                generation.post(_told(error))
+
+    def _sequence(self, generation: StreamingGeneration) -> Sequence:
+        answer = Answer(
+            self._vocabulary,
+            self._vocabulary.detokenizer(continues_text=generation.request.continues_prompt),
+            StopChecker(generation.request.sampling.stop),
+            generation.stop_token_ids,
+            len(generation.input_ids),
+        )
+        row = self._machinery.sampler.open(
+            generation.request.sampling, generation.input_ids, generation.matcher
+        )
+        self._prompt_tokens += len(generation.input_ids)
+        return Sequence(generation, answer, row)
 
     def _fits(self, generation: StreamingGeneration) -> bool:
         return self._machinery.scheduler.can_seat(generation.input_ids, generation.cache_salt)
@@ -208,6 +216,7 @@ class BatchingEngine:
         """
         step: Step | None = None
         try:
+            self._leave_cancelled()
             if self._must_know_tokens():
                 self._read_pending()
             step = self._machinery.scheduler.schedule()
@@ -224,18 +233,30 @@ class BatchingEngine:
         return any(s.row.matcher for s in self._machinery.scheduler.sequences)
 
     def _read_pending(self) -> None:
-        """Hand out the text of the tokens that a step has drawn."""
+        """Hand out the text of the tokens that a step has drawn.
+
+        What fails here is one sequence's own, its text or its structure, and ends that one.
+        """
         if not self._pending:
             return
-        (step, drawn), posts = self._pending, []
+        (step, drawn), posts, failed = self._pending, [], list[Exception]()
         token_ids = drawn.token_ids()
         self._pending = None
         for position, (sequence, token_id) in enumerate(zip(step.drawing, token_ids, strict=True)):
-            if not sequence.is_over:
+            if sequence.is_over:
+                continue
+            try:
                 item = self._take(sequence, token_id, drawn, position)
-                if item:
-                    posts.append((sequence.generation, item))
+            except Exception as error:
+                logger.exception("request %s failed", sequence.request_id)
+                failed.append(error)
+                item = _told(error)
+                self._let_go(sequence)
+            if item:
+                posts.append((sequence.generation, item))
         post_all(posts)
+        if failed and not self._machinery.is_sound():
+            raise failed[0]
 
     def _take(
         self, sequence: Sequence, token_id: int, drawn: Drawn, position: int
@@ -263,14 +284,24 @@ class BatchingEngine:
     def _leave(self, sequence: Sequence) -> None:
         """Give back all that a sequence holds, before its reader hears the end."""
         sequence.is_over = True
-        self._machinery.scheduler.remove(sequence)
-        self._machinery.sampler.close(sequence.row)
-        self._admission.leave(sequence.generation)
+        try:
+            self._machinery.scheduler.remove(sequence)
+        finally:  # wrong books must not keep its slot
+            self._machinery.sampler.close(sequence.row)
+            self._admission.leave(sequence.generation)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Let a sequence leave whatever the books say: its reader is told in any case."""
+        try:
+            if not sequence.is_over:
+                self._leave(sequence)
+        except Exception:
+            logger.exception("the books were wrong about request %s", sequence.request_id)
 
     def _end_all(self, sequences: Many[Sequence], error: GuanacoError) -> None:
         for sequence in sequences:
             if not sequence.is_over:
-                self._leave(sequence)
+                self._let_go(sequence)
                 sequence.generation.post(error)
 
     def _contain(self, error: Exception, step: Step | None) -> None:
@@ -281,12 +312,7 @@ class BatchingEngine:
             self._problem = REBUILDING
         steps = [s for s in (step, self._pending[0] if self._pending else None) if s]
         self._pending = None
-        told: GuanacoError = GenerationFailedError(
-            "the model failed on this request; the log says why"
-        )
-        if isinstance(error, torch.OutOfMemoryError):
-            told = OutOfMemoryError("the device has no memory left for this request")
-        told.__cause__ = error
+        told = _told(error)
         for failed in steps:
             self._machinery.scheduler.discard(failed)
             self._end_all(failed.sequences, told)
@@ -303,8 +329,19 @@ class BatchingEngine:
         self._end_all(self._machinery.scheduler.sequences, told)
         self._machinery.rebuild()
         self._machinery.warm_up()
-        self._failures, self._problem = 0, None
+        self._failures, self._problem, self._prompt_tokens = 0, None, 0
         logger.warning("the engine has been rebuilt and takes requests again")
+
+
+def _told(error: Exception) -> GuanacoError:
+    """Return what the reader of an answer is told of a failure."""
+    if isinstance(error, GuanacoError):
+        return error
+    told: GuanacoError = GenerationFailedError("the model failed on this request; the log says why")
+    if isinstance(error, torch.OutOfMemoryError):
+        told = OutOfMemoryError("the device has no memory left for this request")
+    told.__cause__ = error
+    return told
 
 
 _UNBOUNDED = 2**62  # blocks are counted by the scheduler

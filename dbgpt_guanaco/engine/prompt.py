@@ -21,12 +21,20 @@ class PromptEncoder:
         bos_token_id: Put before every text that wants special tokens; None lets the
             tokenizer add what its files say.
         context_tokens: Prompt and answer together.
+        vocabulary_size: Tokens that the model has embeddings for. A tokenizer may know more:
+            Guanaco's adds a pad token that LLaMA's weights lack.
     """
 
-    def __init__(self, tokenizer: Any, bos_token_id: int | None, context_tokens: int) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        tokenizer: Any,  # noqa: ANN401
+        bos_token_id: int | None,
+        context_tokens: int,
+        vocabulary_size: int,
+    ) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._bos_token_id, self._context_tokens = bos_token_id, context_tokens
-        self._size = len(tokenizer)
+        self._size = min(len(tokenizer), vocabulary_size)
         self._first_id = tokenizer.bos_token_id if bos_token_id is None else bos_token_id
         self._max_characters = context_tokens * MAX_CHARACTERS_PER_TOKEN
 
@@ -34,7 +42,8 @@ class PromptEncoder:
         """Return a text's token ids.
 
         Raises:
-            InvalidRequestError: It is far longer than the context, or not valid Unicode.
+            InvalidRequestError: It is far longer than the context, not valid Unicode, or holds
+                a token that the model has no embedding for.
         """
         if len(text) > self._max_characters:
             raise InvalidRequestError(
@@ -46,6 +55,7 @@ class PromptEncoder:
             ids: list[int] = self._backend.encode(text, add_special_tokens=adds_own).ids
         except (UnicodeEncodeError, TypeError):
             raise InvalidRequestError("prompt", "holds half a surrogate pair") from None
+        self.check_ids(ids)
         if add_special_tokens and self._bos_token_id is not None:
             return ids if ids[:1] == [self._bos_token_id] else [self._bos_token_id, *ids]
         return ids
@@ -102,3 +112,8 @@ class PromptEncoder:
         if ids[0] == self._first_id and count > 1:
             return [ids[0], *ids[len(ids) - count + 1 :]]
         return ids[len(ids) - count :]
+
+
+def embedding_rows(model: Any) -> int:  # noqa: ANN401
+    """Return how many tokens a model has embeddings for."""
+    return int(model.get_input_embeddings().weight.shape[0])

@@ -32,7 +32,7 @@ from dbgpt_guanaco.engine.detokenizer import Vocabulary
 from dbgpt_guanaco.engine.generation import StreamingGeneration
 from dbgpt_guanaco.engine.lora_layers import ALL, LoraLayers
 from dbgpt_guanaco.engine.loras import LoraShelf
-from dbgpt_guanaco.engine.prompt import PromptEncoder
+from dbgpt_guanaco.engine.prompt import PromptEncoder, embedding_rows
 from dbgpt_guanaco.engine.sampling import Sampler, check_token_ids
 from dbgpt_guanaco.engine.stopping import StopChecker
 from dbgpt_guanaco.engine.streamer import AnswerStreamer, GenerationEndedError, StopOnTokens
@@ -75,7 +75,10 @@ class StreamingEngine:
         self._loaded = loaded
         self._vocabulary = Vocabulary(loaded.tokenizer)
         self._encoder = PromptEncoder(
-            loaded.tokenizer, loaded.bos_token_id, loaded.card.context_tokens
+            loaded.tokenizer,
+            loaded.bos_token_id,
+            loaded.card.context_tokens,
+            embedding_rows(loaded.model),
         )
         self._device: torch.device = loaded.model.device
         self._prefill_chunk = settings.prefill_chunk_tokens or PREFILL_CHUNK[self._device.type]

@@ -17,7 +17,7 @@ from torch import Tensor
 from dbgpt_guanaco.engine.detokenizer import Vocabulary
 from dbgpt_guanaco.engine.structure_grammar import grammar_of, parse, refusal, shortened
 from dbgpt_guanaco.engine.structure_trial import try_out
-from dbgpt_guanaco.errors import EngineBusyError
+from dbgpt_guanaco.errors import EngineBusyError, EngineStoppedError
 from dbgpt_guanaco.types import SamplingParams, Structure
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class StructureCompiler:
         self._compiled: OrderedDict[Structure, CompiledStructure] = OrderedDict()
         # A thread of its own: however slow a structure is, only other new ones wait for it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="guanaco-structure")
-        self._waiting = 0
+        self._waiting, self._is_closed = 0, False
 
     async def follow(self, sampling: SamplingParams) -> StructureMatcher | None:
         """Return what follows one answer, None where it is free. Does not block the event loop.
@@ -89,6 +89,7 @@ class StructureCompiler:
             InvalidRequestError: The structure is wrong, too large, or cannot be met by this
                 vocabulary.
             EngineBusyError: Too many new structures wait to be compiled.
+            EngineStoppedError: The engine was closed meanwhile.
         """
         structure = sampling.structure
         if structure is None:
@@ -98,6 +99,7 @@ class StructureCompiler:
 
     def close(self) -> None:
         """Compile nothing any more."""
+        self._is_closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def compile(self, structure: Structure) -> "CompiledStructure":
@@ -128,6 +130,11 @@ class StructureCompiler:
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._thread, self.compile, structure)
+        except (asyncio.CancelledError, RuntimeError):
+            task = asyncio.current_task()
+            if self._is_closed and not (task and task.cancelling()):
+                raise EngineStoppedError from None
+            raise
         finally:
             with self._lock:
                 self._waiting -= 1

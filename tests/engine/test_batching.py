@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONTEXT_TOKENS, tiny_loaded
+from tiny import CONTEXT_TOKENS, tiny_loaded, tiny_model
 from transformers import (
     GenerationConfig,
     MistralConfig,
@@ -24,7 +24,12 @@ from dbgpt_guanaco.engine.factory import start_engine
 from dbgpt_guanaco.engine.machinery import why_not
 from dbgpt_guanaco.engine.scheduler import PrefillBudget
 from dbgpt_guanaco.engine.streaming import StreamingEngine
-from dbgpt_guanaco.errors import ConfigurationError, EngineStoppedError, GenerationFailedError
+from dbgpt_guanaco.errors import (
+    ConfigurationError,
+    EngineStoppedError,
+    GenerationFailedError,
+    InvalidRequestError,
+)
 from dbgpt_guanaco.settings import EngineSettings
 from dbgpt_guanaco.types import GenerationRequest, SamplingParams
 
@@ -358,3 +363,119 @@ def test_prompts_take_as_much_as_those_who_wait_can_bear() -> None:
 
     assert [budget.tokens(n) for n in (0, 1, 8, 9, 23, 24, 200)] == [64, 16, 16, 18, 46, 48, 48]
     assert PrefillBudget(64, 48).tokens(1) == 48
+
+
+def fail_once(of: Any, name: str, error: Exception) -> None:
+    """Let a method fail at its next call."""
+    right = getattr(of, name)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        setattr(of, name, right)
+        raise error
+
+    setattr(of, name, fail)
+
+
+async def test_text_that_fails_ends_its_own_answer_and_no_other(make: Make, expected: Any) -> None:
+    """The neighbour has its last token in the same step, and must hear of it."""
+    engine, count = make(), 6
+    running = [await engine.submit(ask((1, 9, 9 + i), count)) for i in range(3)]
+    take = engine._take
+
+    def fail_on_the_second(sequence: Any, *more: Any) -> Any:
+        is_last = sequence.answer.completion_tokens == count - 1
+        if is_last and sequence.generation is running[1]:
+            raise ValueError("its text")
+        return take(sequence, *more)
+
+    engine._take = fail_on_the_second  # type: ignore[method-assign] # a fault
+
+    async def read(generation: Any) -> str:
+        return "".join([d.text async for d in generation])
+
+    async with asyncio.timeout(10):
+        found = await asyncio.gather(*(read(g) for g in running), return_exceptions=True)
+
+    assert isinstance(found[1], GenerationFailedError)
+    for index in (0, 2):
+        assert found[index] == text(engine, expected((1, 9, 9 + index), count))
+    assert engine.is_alive
+    assert engine.load.running == 0
+    assert engine.load.kv_blocks_free == engine.load.kv_blocks
+
+
+async def test_a_request_that_cannot_be_begun_is_told_and_holds_nothing(make: Make) -> None:
+    engine = make(slots=1)
+    fail_once(engine._machinery.sampler, "open", RuntimeError("no table"))
+
+    async with asyncio.timeout(10):
+        with pytest.raises(GenerationFailedError):
+            await ids_of(engine, ask((1, 5), 5))
+        assert (await ids_of(engine, ask((1, 5), 5)))[1] == 5
+    assert engine.is_alive
+
+
+async def test_wrong_books_end_in_an_error_and_a_new_engine(make: Make, expected: Any) -> None:
+    engine = make()
+    fail_once(engine._machinery.blocks, "release", ValueError("block 3 is free already"))
+
+    async with asyncio.timeout(10):
+        with pytest.raises(GenerationFailedError):
+            await ids_of(engine, ask((1, 5), 5))
+        while not engine.is_alive:  # noqa: ASYNC110 - the engine's thread has no event
+            await asyncio.sleep(0.001)
+        assert (await ids_of(engine, ask((1, 5), 5)))[0] == text(engine, expected((1, 5), 5))
+    assert engine.load.running == 0
+
+
+@pytest.mark.parametrize("place", ["waiting", "prefill", "decode"])
+async def test_a_cancel_is_done_within_a_step_wherever_the_request_is(
+    make: Make, place: str
+) -> None:
+    engine = make(slots=2)
+    engine._machinery.scheduler.budget = PrefillBudget(16, 16)
+    talking = [
+        await engine.submit(
+            GenerationRequest((1, 5 + i), SamplingParams(temperature=0, logit_bias={2: -100.0}))
+        )
+        for i in range(2 if place == "waiting" else 1)
+    ]
+    for one in talking:
+        await anext(aiter(one))
+    held = engine.load.kv_blocks - engine.load.kv_blocks_free
+    generation = await engine.submit(
+        GenerationRequest((1, *range(5, 99)), SamplingParams(temperature=0, max_new_tokens=50))
+    )
+    if place == "decode":
+        await anext(aiter(generation))
+    while place == "prefill" and not engine._machinery.scheduler.running[-1].num_computed > 16:
+        await asyncio.sleep(0)
+
+    steps = watch_books(engine)
+    generation.cancel()
+    async with asyncio.timeout(10):
+        last = [d async for d in generation][-1]
+
+    assert last.finish_reason == "cancelled"
+    assert len(steps) <= 1
+    assert engine.load.waiting == 0
+    assert engine.load.running == len(talking)
+    assert engine.load.kv_blocks - engine.load.kv_blocks_free <= held + len(talking)
+    for one in talking:
+        one.cancel()
+
+
+@pytest.mark.parametrize("repetition_penalty", [1.0, 1.3])
+async def test_a_token_without_an_embedding_is_refused_at_the_door(
+    make: Make, llama_tokenizer: Any, repetition_penalty: float
+) -> None:
+    """Guanaco's tokenizer adds a pad token, which LLaMA's 32,000 embeddings lack."""
+    size = len(llama_tokenizer) - 1
+    engine = make(model=tiny_model(size))
+    sampling = SamplingParams(temperature=0, repetition_penalty=repetition_penalty)
+    lost = engine._vocabulary.decode((size,))
+
+    for prompt in ((1, 5, size), f"Hello {lost}"):
+        with pytest.raises(InvalidRequestError, match=f"token id {size} is not below {size}"):
+            await engine.submit(GenerationRequest(prompt, sampling))
+    assert (await ids_of(engine, ask((1, 5), 3)))[1] <= 3
