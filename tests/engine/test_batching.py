@@ -388,7 +388,7 @@ async def test_text_that_fails_ends_its_own_answer_and_no_other(make: Make, expe
             raise ValueError("its text")
         return take(sequence, *more)
 
-    engine._take = fail_on_the_second  # type: ignore[method-assign] # a fault
+    engine._take = fail_on_the_second  # type: ignore[assignment, method-assign] # a fault
 
     async def read(generation: Any) -> str:
         return "".join([d.text async for d in generation])
