@@ -58,7 +58,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.installed
-	$(PIP) -e '.[server,dev]'
+	$(PIP) -e '.[server,tracing,dev]'
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.installed

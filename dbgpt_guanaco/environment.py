@@ -20,6 +20,7 @@ from dbgpt_guanaco.settings import (
     EngineSettings,
     Group,
     ModelSettings,
+    ObservationSettings,
     ServerSettings,
     Settings,
     setting,
@@ -30,7 +31,13 @@ CLIENT_NAMES = frozenset({"GUANACO_API_BASE", "GUANACO_API_KEY"})
 
 
 class _Environment(
-    BaseSettings, ModelSettings, EngineSettings, EmbeddingSettings, ServerSettings, ClusterSettings
+    BaseSettings,
+    ModelSettings,
+    EngineSettings,
+    EmbeddingSettings,
+    ServerSettings,
+    ClusterSettings,
+    ObservationSettings,
 ):
     """Every field of every group, filled from the environment and a dotenv file."""
 
@@ -86,6 +93,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         embedding=EmbeddingSettings(**group(EmbeddingSettings)),
         server=ServerSettings(**group(ServerSettings)),
         cluster=ClusterSettings(**group(ClusterSettings)),
+        observation=ObservationSettings(**group(ObservationSettings)),
     )
 
 

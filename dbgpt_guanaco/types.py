@@ -229,12 +229,17 @@ class TextDelta:
     Attributes:
         text: May be empty in the last delta.
         usage: Counts so far.
+        admitted_at_s: When its request got a slot, on the clock of ``time.monotonic``; None if it
+            never had one.
+        made_at_s: When it was made, on the same clock; it may be read later.
     """
 
     text: str
     usage: Usage
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    admitted_at_s: float | None = field(default=None, compare=False)
+    made_at_s: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def is_last(self) -> bool:
@@ -317,6 +322,7 @@ class EngineLoad:
         prompt_tokens: Prompt tokens of all requests that ever ran.
         cached_tokens: Of these, tokens found in the cache.
         preemptions: Requests that lost their blocks to older ones and were computed again.
+        device_bytes: Memory of the GPU that the engine's process has taken; 0 on a CPU.
     """
 
     running: int
@@ -328,3 +334,4 @@ class EngineLoad:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     preemptions: int = 0
+    device_bytes: int = 0

@@ -1,5 +1,6 @@
 """Token ids of one answer → deltas: text that is safe to show, and why the answer ended."""
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from dbgpt_guanaco.types import FinishReason, TextDelta, TokenLogprob, Usage
 
 class Answer:
     """The text side of one generation. Feed it tokens until it is over, then finish it.
+
+    It is made when its request gets a slot, so that is the time its deltas tell.
 
     Attributes:
         is_over: A stop token or a stop string has come; nothing more is wanted.
@@ -32,6 +35,7 @@ class Answer:
         # Drawn tokens with the characters each completed, and how many there were by then.
         self._pending: deque[tuple[Draw, int, int]] = deque()
         self._decoded, self._shown = 0, 0
+        self._admitted_at_s = time.monotonic()
 
     def feed(self, token_id: int, draws: Sequence[Draw] = ()) -> TextDelta | None:
         """Take the newest token, return what can be shown now, if anything.
@@ -54,7 +58,7 @@ class Answer:
         if not text:
             return None
         self._shown += len(text)
-        return TextDelta(text, self.usage, logprobs=self._take_logprobs())
+        return self._delta(text, None, self._take_logprobs())
 
     def finish(self, *, is_complete: bool = False) -> TextDelta:
         """Return what was held back, and why the answer ended.
@@ -72,16 +76,24 @@ class Answer:
             else:
                 text += self._stop.flush()
         self._shown += len(text)
-        return TextDelta(text, self.usage, reason, self._take_logprobs())
+        return self._delta(text, reason, self._take_logprobs())
 
     def cancel(self) -> TextDelta:
         """Return the last delta of an answer that nobody wants any more."""
-        return TextDelta("", self.usage, "cancelled")
+        return self._delta("", "cancelled")
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
         return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+
+    def _delta(
+        self,
+        text: str,
+        reason: FinishReason | None,
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> TextDelta:
+        return TextDelta(text, self.usage, reason, logprobs, self._admitted_at_s)
 
     def _take_logprobs(self) -> tuple[TokenLogprob, ...]:
         """Return the tokens whose text is shown: one that is held back may be a stop string."""

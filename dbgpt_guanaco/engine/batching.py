@@ -21,6 +21,7 @@ from dbgpt_guanaco.engine.admission import Admission
 from dbgpt_guanaco.engine.answer import Answer
 from dbgpt_guanaco.engine.batch_sampler import Drawn
 from dbgpt_guanaco.engine.detokenizer import Vocabulary
+from dbgpt_guanaco.engine.device import device_bytes
 from dbgpt_guanaco.engine.generation import StreamingGeneration, post_all
 from dbgpt_guanaco.engine.loras import LoraShelf
 from dbgpt_guanaco.engine.machinery import Machinery
@@ -100,6 +101,7 @@ class BatchingEngine:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._machinery.scheduler.cached_tokens,
             preemptions=self._machinery.scheduler.preemptions,
+            device_bytes=device_bytes(self._loaded.model.device),
         )
 
     @property

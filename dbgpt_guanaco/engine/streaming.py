@@ -14,6 +14,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -29,6 +30,7 @@ from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.engine.admission import Admission
 from dbgpt_guanaco.engine.answer import Answer
 from dbgpt_guanaco.engine.detokenizer import Vocabulary
+from dbgpt_guanaco.engine.device import device_bytes
 from dbgpt_guanaco.engine.generation import StreamingGeneration
 from dbgpt_guanaco.engine.lora_layers import ALL, LoraLayers
 from dbgpt_guanaco.engine.loras import LoraShelf
@@ -109,7 +111,7 @@ class StreamingEngine:
     @property
     def load(self) -> EngineLoad:
         """See ``Engine``."""
-        return self._admission.load
+        return replace(self._admission.load, device_bytes=device_bytes(self._device))
 
     @property
     def problem(self) -> str | None:

@@ -11,7 +11,18 @@ from starlette.exceptions import HTTPException
 from dbgpt_guanaco import __version__
 from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.errors import GuanacoError
-from dbgpt_guanaco.server import controller, errors, health, llmserver, openai, page, worker
+from dbgpt_guanaco.server import (
+    controller,
+    errors,
+    health,
+    llmserver,
+    metrics,
+    openai,
+    page,
+    worker,
+)
+from dbgpt_guanaco.server.collector import Metrics
+from dbgpt_guanaco.server.exchange import ExchangeMiddleware
 from dbgpt_guanaco.server.instances import InstanceTable
 from dbgpt_guanaco.server.limits import BodyLimit
 from dbgpt_guanaco.settings import ClusterSettings, ServerSettings
@@ -50,13 +61,17 @@ def create_app(
     )
     app.state.engine, app.state.settings = engine, settings
     app.state.embedder, app.state.cluster = embedder, cluster or ClusterSettings()
+    app.state.metrics = Metrics(engine)
     app.state.instances, app.state.refusals = InstanceTable(), controller.RefusalLog()
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    # Added last, so that it stands around all others.
+    app.add_middleware(ExchangeMiddleware, on_end=[app.state.metrics.on_end])
     app.add_exception_handler(GuanacoError, errors.on_guanaco_error)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)
     app.add_exception_handler(Exception, errors.on_any_error)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     app.include_router(llmserver.router)
     app.include_router(openai.router, prefix="/v1")
     app.include_router(openai.router, prefix="/api/v1", include_in_schema=False)

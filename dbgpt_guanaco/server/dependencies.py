@@ -6,11 +6,20 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from dbgpt_guanaco.engine.base import Embedder, Engine
+from dbgpt_guanaco.server.collector import Metrics
+from dbgpt_guanaco.server.exchange import KEY
+from dbgpt_guanaco.server.observed import ObservedEmbedder, ObservedEngine
 from dbgpt_guanaco.settings import ClusterSettings, ServerSettings
 
 
+async def _metrics(request: Request) -> Metrics:
+    return cast(Metrics, request.app.state.metrics)
+
+
 async def _engine(request: Request) -> Engine:
-    return cast(Engine, request.app.state.engine)
+    """Return the engine, seen through what notes all that this request asks of it."""
+    state = request.app.state
+    return ObservedEngine(state.engine, request.scope[KEY], state.metrics)
 
 
 async def _settings(request: Request) -> ServerSettings:
@@ -18,7 +27,10 @@ async def _settings(request: Request) -> ServerSettings:
 
 
 async def _embedder(request: Request) -> Embedder | None:
-    return cast(Embedder | None, request.app.state.embedder)
+    state = request.app.state
+    if state.embedder is None:
+        return None
+    return ObservedEmbedder(state.embedder, request.scope[KEY], state.metrics)
 
 
 async def _cluster(request: Request) -> ClusterSettings:
@@ -34,6 +46,7 @@ async def _salt(request: Request) -> str:
     return hashlib.sha256(key.encode()).hexdigest() if key else ""
 
 
+MetricsDep = Annotated[Metrics, Depends(_metrics)]
 EngineDep = Annotated[Engine, Depends(_engine)]
 SettingsDep = Annotated[ServerSettings, Depends(_settings)]
 EmbedderDep = Annotated[Embedder | None, Depends(_embedder)]

@@ -3,38 +3,27 @@
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
-from dbgpt_guanaco.server.dependencies import EngineDep
+from dbgpt_guanaco.engine.base import Engine
+from dbgpt_guanaco.server.collector import Metrics
+from dbgpt_guanaco.server.dependencies import EngineDep, MetricsDep
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/health")
-async def health(engine: EngineDep) -> JSONResponse:
+async def health(engine: EngineDep, metrics: MetricsDep) -> JSONResponse:
     """Say that the process answers, and how busy its engine is."""
-    return _report(engine, "ok" if engine.is_alive else "failed")
+    return _report(engine, metrics, "ok" if engine.is_alive else "failed")
 
 
 @router.get("/ready")
-async def ready(engine: EngineDep) -> JSONResponse:
+async def ready(engine: EngineDep, metrics: MetricsDep) -> JSONResponse:
     """Say whether a request would be taken now."""
-    return _report(engine, "ready" if engine.is_alive else "failed")
+    return _report(engine, metrics, "ready" if engine.is_alive else "failed")
 
 
-def _report(engine: EngineDep, status: str) -> JSONResponse:
-    load = engine.load
-    body = {
-        "status": status,
-        "model": engine.card.name,
-        "running": load.running,
-        "waiting": load.waiting,
-        "slots": load.slots,
-        "queue_size": load.queue_size,
-        "kv_blocks": load.kv_blocks,
-        "kv_blocks_free": load.kv_blocks_free,
-        "prompt_tokens": load.prompt_tokens,
-        "cached_tokens": load.cached_tokens,
-        "preemptions": load.preemptions,
-    }
+def _report(engine: Engine, metrics: Metrics, status: str) -> JSONResponse:
+    body = {"status": status, "model": engine.card.name, **metrics.vitals().as_json()}
     if engine.problem:
         body["problem"] = engine.problem
     return JSONResponse(body, 200 if engine.is_alive else 503)

@@ -7,6 +7,7 @@ from dbgpt_guanaco.settings.cluster import ClusterSettings, Network
 from dbgpt_guanaco.settings.engine import LORA_NAME, EmbeddingSettings, EngineSettings
 from dbgpt_guanaco.settings.fields import Group, memory_bytes, setting
 from dbgpt_guanaco.settings.model import DEMO_MODEL, ModelSettings, Quantization
+from dbgpt_guanaco.settings.observation import LogFormat, ObservationSettings
 from dbgpt_guanaco.settings.server import LegacyEcho, ServerSettings
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "EngineSettings",
     "Group",
     "LegacyEcho",
+    "LogFormat",
     "ModelSettings",
     "Network",
+    "ObservationSettings",
     "Quantization",
     "ServerSettings",
     "Settings",
@@ -35,3 +38,4 @@ class Settings(Group):
     embedding: EmbeddingSettings = EmbeddingSettings()
     server: ServerSettings = ServerSettings()
     cluster: ClusterSettings = ClusterSettings()
+    observation: ObservationSettings = ObservationSettings()

@@ -12,8 +12,8 @@ async def test_a_server_says_how_busy_it_is(connect: Any, path: str, word: str) 
 
     assert response.json() == {
         "status": word, "model": "scripted", "running": 1, "waiting": 2, "slots": 5,
-        "queue_size": 64, "kv_blocks": 0, "kv_blocks_free": 0, "prompt_tokens": 0,
-        "cached_tokens": 0, "preemptions": 0,
+        "queue_size": 64, "kv_blocks": 0, "kv_blocks_free": 0, "kv_usage": 0.0,
+        "prompt_tokens": 0, "cached_tokens": 0, "generation_tokens": 0, "preemptions": 0,
     }  # fmt: skip
 
 
