@@ -31,7 +31,7 @@ def main() -> int:
     console = _console()
     try:
         settings = load_settings()
-        set_up_logging(settings.server.log_level, console)
+        set_up_logging(settings.server.log_level, console, settings.observation.log_format)
         listener = _bind(settings.server.host, settings.server.port)
         with listener:
             _serve(settings, listener, console)
@@ -110,6 +110,7 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> Non
         log_config=None,
         log_level=settings.server.log_level,
         server_header=False,
+        access_log=False,  # the application logs each request when it has ended
         # Who may register as a worker is decided by the address that a connection comes from,
         # not by a header that says another.
         proxy_headers=False,
@@ -126,7 +127,13 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> Non
             embedder.close()
         engine.close()
 
-    server = GracefulServer(config, end_all, registrations, lambda: console.print(rows))
+    def announce() -> None:
+        if settings.observation.log_format == "json":
+            logging.getLogger(__name__).info("ready", extra={"fields": {"address": address}})
+        else:
+            console.print(rows)
+
+    server = GracefulServer(config, end_all, registrations, announce)
     server.run(sockets=[listener])
 
 

@@ -23,6 +23,7 @@ from dbgpt_guanaco.server import (
 )
 from dbgpt_guanaco.server.collector import Metrics
 from dbgpt_guanaco.server.exchange import ExchangeMiddleware
+from dbgpt_guanaco.server.exchange_log import log_exchange
 from dbgpt_guanaco.server.instances import InstanceTable
 from dbgpt_guanaco.server.limits import BodyLimit
 from dbgpt_guanaco.settings import ClusterSettings, ServerSettings
@@ -65,7 +66,7 @@ def create_app(
     app.state.instances, app.state.refusals = InstanceTable(), controller.RefusalLog()
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     # Added last, so that it stands around all others.
-    app.add_middleware(ExchangeMiddleware, on_end=[app.state.metrics.on_end])
+    app.add_middleware(ExchangeMiddleware, on_end=[app.state.metrics.on_end, log_exchange])
     app.add_exception_handler(GuanacoError, errors.on_guanaco_error)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)

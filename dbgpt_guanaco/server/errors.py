@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from dbgpt_guanaco import errors
+from dbgpt_guanaco.server.exchange import HEADER, KEY
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,16 @@ def error_body(
 def log_refusal(request: Request, status: int, kind: str, parameter: str | None = None) -> None:
     """Say why, for an operator whose client hides it. The value is the client's, so not it."""
     named = f" ({parameter[:64]!r})" if parameter else ""
-    logger.info("%s answered %d: %s%s", request.url.path, status, kind, named)
+    exchange = request.scope[KEY]
+    exchange.problem = kind
+    logger.info(
+        "%s answered %d: %s%s",
+        request.url.path,
+        status,
+        kind,
+        named,
+        extra={"fields": {"request_id": exchange.request_id}},
+    )
 
 
 def _readable(text: str) -> str:
@@ -136,8 +146,8 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body(message, error.status_code), error.status_code, error.headers)
 
 
-async def on_any_error(_: Request, error: Exception) -> JSONResponse:
+async def on_any_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a bug without telling its text; the server's log has the trace."""
-    return JSONResponse(
-        error_body(f"internal error ({type(error).__name__})", 500), 500, headers_of(500)
-    )
+    # This response is written outside of all middleware, so its name is given here.
+    headers = headers_of(500) | {HEADER: request.scope[KEY].request_id}
+    return JSONResponse(error_body(f"internal error ({type(error).__name__})", 500), 500, headers)

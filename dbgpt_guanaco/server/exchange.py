@@ -58,6 +58,7 @@ class Exchange:
         asked: What was asked of a model, in order: several for ``n`` answers, none for most paths.
         key_name: Name of the caller's key, where keys have names.
         refusal: Why the caller was refused before a model was asked.
+        problem: Kind of the error that was answered, if one was.
     """
 
     request_id: str
@@ -72,6 +73,7 @@ class Exchange:
     asked: list[Progress] = field(default_factory=list)
     key_name: str | None = None
     refusal: str | None = None
+    problem: str | None = None
 
     @classmethod
     def of(cls, scope: MutableMapping[str, Any]) -> "Exchange":
