@@ -346,6 +346,18 @@ async def test_a_cancelled_request_frees_its_place(engine: Any, deltas_read: int
     assert text_of(await answer(engine, ask()))
 
 
+async def test_deltas_tell_when_their_request_got_its_slot(make_engine: MakeEngine) -> None:
+    engine = make_engine(slots=1)
+
+    first, second = await asyncio.gather(*(answer(engine, ask(p)) for p in PROMPTS[:2]))
+
+    for deltas in (first, second):
+        times = [deltas[0].admitted_at_s, *(delta.made_at_s for delta in deltas)]
+        assert times == sorted(times)
+        assert {delta.admitted_at_s for delta in deltas} == {deltas[0].admitted_at_s}
+    assert second[0].admitted_at_s >= first[-1].made_at_s  # type: ignore[operator]
+
+
 async def test_a_cancel_in_the_queue_frees_the_place_at_once(make_engine: MakeEngine) -> None:
     engine = make_engine(slots=1)
     running = await engine.submit(ask(max_new_tokens=200, logit_bias={2: -100.0}))
