@@ -17,6 +17,7 @@ from sse_starlette.sse import AppStatus
 from dbgpt_guanaco.environment import load_settings
 from dbgpt_guanaco.errors import ConfigurationError, GuanacoError
 from dbgpt_guanaco.server.app import create_app
+from dbgpt_guanaco.server.listeners import create_listeners
 from dbgpt_guanaco.server.logs import set_up_logging
 from dbgpt_guanaco.server.registration import Registrations, check
 from dbgpt_guanaco.settings import Settings
@@ -98,6 +99,7 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> Non
         os.environ.setdefault("TQDM_DISABLE", "1")  # a log is no place for progress bars
     listening = listener.getsockname()[:2]
     memberships = check(settings, listening)
+    listeners = create_listeners(settings.observation)
     # Loaded only now: an error in a setting is told before torch takes its seconds.
     from dbgpt_guanaco.engine.factory import create_embedder, create_engine
 
@@ -106,7 +108,13 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> Non
     host, port = listening
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     config = uvicorn.Config(
-        create_app(engine, settings.server, embedder=embedder, cluster=settings.cluster),
+        create_app(
+            engine,
+            settings.server,
+            embedder=embedder,
+            cluster=settings.cluster,
+            listeners=listeners,
+        ),
         log_config=None,
         log_level=settings.server.log_level,
         server_header=False,

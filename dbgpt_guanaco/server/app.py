@@ -1,7 +1,7 @@
 """The application: every dialect over one engine."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -22,7 +22,7 @@ from dbgpt_guanaco.server import (
     worker,
 )
 from dbgpt_guanaco.server.collector import Metrics
-from dbgpt_guanaco.server.exchange import ExchangeMiddleware
+from dbgpt_guanaco.server.exchange import ExchangeMiddleware, Listener
 from dbgpt_guanaco.server.exchange_log import log_exchange
 from dbgpt_guanaco.server.instances import InstanceTable
 from dbgpt_guanaco.server.limits import BodyLimit
@@ -35,6 +35,7 @@ def create_app(
     *,
     embedder: Embedder | None = None,
     cluster: ClusterSettings | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> FastAPI:
     """Return an application that answers from one engine and closes it when it ends.
 
@@ -43,6 +44,7 @@ def create_app(
         settings: Limits and defaults of requests.
         embedder: What turns texts into vectors, if anything does.
         cluster: How DB-GPT finds this server, and whether other workers may join it.
+        listeners: Who else is told of each request when it has ended; closed with the application.
     """
     settings = settings or ServerSettings()
 
@@ -52,6 +54,8 @@ def create_app(
         await asyncio.to_thread(engine.close)
         if embedder:
             await asyncio.to_thread(embedder.close)
+        for listener in listeners:
+            await asyncio.to_thread(listener.close)
 
     app = FastAPI(
         title="dbgpt_guanaco",
@@ -66,7 +70,8 @@ def create_app(
     app.state.instances, app.state.refusals = InstanceTable(), controller.RefusalLog()
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     # Added last, so that it stands around all others.
-    app.add_middleware(ExchangeMiddleware, on_end=[app.state.metrics.on_end, log_exchange])
+    told = [app.state.metrics.on_end, log_exchange, *(each.on_end for each in listeners)]
+    app.add_middleware(ExchangeMiddleware, on_end=told)
     app.add_exception_handler(GuanacoError, errors.on_guanaco_error)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)

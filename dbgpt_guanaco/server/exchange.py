@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -103,6 +103,18 @@ class Exchange:
         """Note what is known only now."""
         self.ended_at_s = time.monotonic()
         self.key_name, self.refusal = scope.get(KEY_NAME), scope.get(REFUSAL)
+
+
+class Listener(Protocol):
+    """Somebody who is told of each exchange when it is over. Called on the event loop."""
+
+    def on_end(self, exchange: Exchange) -> None:
+        """Take note, without waiting for anything."""
+        ...
+
+    def close(self) -> None:
+        """Hand on what is left. May wait a few seconds."""
+        ...
 
 
 class ExchangeMiddleware:
