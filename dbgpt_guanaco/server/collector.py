@@ -109,7 +109,9 @@ class _Counters(Collector):
         }  # fmt: skip
         for model, counts in self._metrics.counts():
             for name, family in plain.items():
-                family.add_metric([model], getattr(counts, name))
+                number = getattr(counts, name)
+                if number or model == self._metrics.engine.card.name:
+                    family.add_metric([model], number)
             for name, family in kinds.items():
                 for kind, number in list(getattr(counts, name).items()):
                     family.add_metric([model, kind], number)

@@ -5,6 +5,7 @@ write themselves. What follows is equal, so a dashboard is carried over by repla
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from prometheus_client import CollectorRegistry, Histogram
 
@@ -110,8 +111,15 @@ class ModelInstruments:
     def __init__(self, histograms: Histograms, model: str) -> None:
         self._all, self._model = histograms, model
         self.counts = Counts()
-        self._first_token = histograms.first_token.labels(model)
-        self._between_tokens = histograms.between_tokens.labels(model)
+
+    # Looked up once, because they are used for each token, and only where there are tokens.
+    @cached_property
+    def _first_token(self) -> Histogram:
+        return self._all.first_token.labels(self._model)
+
+    @cached_property
+    def _between_tokens(self) -> Histogram:
+        return self._all.between_tokens.labels(self._model)
 
     def start_at_zero(self) -> None:
         """Export what may come before it comes: a rate over its first rise is a rate then."""
