@@ -19,7 +19,7 @@ export class Server {
     return (await json(response)).data;
   }
 
-  /** @returns {Promise<{status: string, running: number, waiting: number, slots: number}>} */
+  /** @returns {Promise<object>} what /health tells: a status, and numbers where the engine has them */
   async health() {
     const response = await this.#fetch('/health', { signal: AbortSignal.timeout(5000) });
     const health = await json(response); // a failed engine says so with 503 and the same object

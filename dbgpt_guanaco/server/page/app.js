@@ -11,6 +11,7 @@ import { ModelPicker } from '/page/models.js';
 import { SamplingForm } from '/page/sampling.js';
 import { SettingsPanel } from '/page/settings.js';
 import { Language } from '/page/strings.js';
+import { VitalsPanel } from '/page/vitals.js';
 
 // A small model may not find an end by itself, and a page has no other to give it.
 const DEFAULT_MAX_TOKENS = 1024;
@@ -26,6 +27,7 @@ class App {
     panel: byId('settings'), toggle: byId('settings-toggle'), close: byId('settings-close'),
     rest: byId('main'),
   });
+  #vitals = new VitalsPanel({ panel: byId('vitals'), toggle: byId('health') });
   #models = new ModelPicker(byId('model'));
   #log = new Log({ scroller: byId('scroller'), list: byId('log'), jump: byId('jump') });
   #draft = byId('draft');
@@ -236,6 +238,7 @@ class App {
 
   async #onHealth(health) {
     this.#health = health;
+    this.#vitals.take(health);
     this.#showHealth();
     if (health && this.#models.isEmpty) await this.#loadModels();
   }
@@ -244,6 +247,7 @@ class App {
     const { state, text } = describeHealth(this.#health, this.#language);
     byId('health').dataset.state = state;
     byId('health-text').textContent = text;
+    this.#vitals.show(this.#health, this.#language);
   }
 
   async #loadModels() {
