@@ -29,7 +29,7 @@ from dbgpt_guanaco.server.exchange import Exchange
 from dbgpt_guanaco.server.progress import Progress
 
 DBGPT_HEADER = "DB-GPT-Trace-Span-Id"
-# DB-GPT 0.5 and later. Before, its ids were UUIDs, which are too long for a span.
+# As today's DB-GPT writes it. Early versions took UUIDs, which are too long for a span.
 DBGPT_SPAN = re.compile(r"([0-9a-f]{32}):([0-9a-f]{16})")
 # By the end of a path; the first that fits. What is not here asks no model for an answer.
 OPERATIONS = (
