@@ -14,6 +14,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from metrics_page import MetricsPage
 
 NAME = "smollm2-135m-instruct"
 EMBEDDER = "all-MiniLM-L6-v2"
@@ -54,6 +55,24 @@ def assert_free_in_time(leave: Callable[[], float]) -> None:
         if rounds[-1][1] < FREE_WITHIN_S:
             return
     pytest.fail(f"seconds until the place was free: {rounds}")
+
+
+def test_metrics_follow_an_answer(client: httpx.Client) -> None:
+    before = MetricsPage(client.get("/metrics").text)
+    answer = client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 8})
+    after = MetricsPage(client.get("/metrics").text)
+
+    def grown(name: str) -> float:
+        return after.value(f"guanaco_{name}") - before.value(f"guanaco_{name}")
+
+    usage = answer.json()["usage"]
+    assert grown("generation_tokens_total") == usage["completion_tokens"]
+    assert grown("prompt_tokens_total") == grown("prefix_cache_queries_total")
+    assert grown("request_queue_time_seconds_count") == 1
+    parts = ("request_queue", "request_prefill", "request_decode")
+    whole = grown("e2e_request_latency_seconds_sum")
+    assert sum(grown(f"{part}_time_seconds_sum") for part in parts) == pytest.approx(whole)
+    assert after.value("guanaco_kv_cache_blocks") > 0
 
 
 def test_models_are_named(client: httpx.Client) -> None:

@@ -27,6 +27,7 @@ STATUS: dict[type[errors.GuanacoError], int] = {
 # What pydantic puts into a location for a branch that it tried.
 UNION_BRANCHES = frozenset({"str", "int"})
 MAX_MESSAGE_CHARACTERS = 2000
+FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 CODE: dict[type[errors.GuanacoError], str] = {
     errors.UnknownModelError: "model_not_found",
     errors.NoEmbedderError: "model_not_found",
@@ -66,8 +67,11 @@ def error_body(
 
 
 def log_refusal(request: Request, status: int, kind: str, parameter: str | None = None) -> None:
-    """Say why, for an operator whose client hides it. The value is the client's, so not it."""
-    named = f" ({parameter[:64]!r})" if parameter else ""
+    """Say why, for an operator whose client hides it. The value is the client's, so not it.
+
+    A field that does not look like the name of one may be a text in a wrong place.
+    """
+    named = f" ({parameter!r})" if parameter and FIELD.fullmatch(parameter) else ""
     exchange = request.scope[KEY]
     exchange.problem = kind
     logger.info(

@@ -82,6 +82,7 @@ class Histograms:
         self.answer_tokens = histogram(
             "request_generation_tokens", "Tokens of a finished answer.", tokens
         )
+        self.of_answers = tuple(vars(self).values())  # all until here
         self.embedding = histogram(
             "embedding_latency_seconds", "From texts to their vectors.", FIRST_TOKEN_BUCKETS_S
         )
@@ -123,6 +124,8 @@ class ModelInstruments:
 
     def start_at_zero(self) -> None:
         """Export what may come before it comes: a rate over its first rise is a rate then."""
+        for histogram in self._all.of_answers:
+            histogram.labels(self._model)
         self.counts.endings = dict.fromkeys(ENDINGS, 0)
         self.counts.errors = dict.fromkeys(ERRORS, 0)
         self.counts.refusals = dict.fromkeys(REFUSALS, 0)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from fakes import ScriptedEmbedder, ScriptedEngine
-
-from .metrics_page import MetricsPage, scrape
+from metrics_page import MetricsPage, scrape
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dbgpt_guanaco.json").read_text())

@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 from fakes import PROMPT_TOKENS, ScriptedEmbedder, ScriptedEngine, ScriptedLoras
+from metrics_page import scrape
 from prometheus_client.openmetrics import parser as openmetrics
 
 from dbgpt_guanaco.errors import (
@@ -18,8 +19,6 @@ from dbgpt_guanaco.server.app import create_app
 from dbgpt_guanaco.server.collector import Metrics
 from dbgpt_guanaco.server.instruments import MOST_MODELS, add_one, count_buckets
 from dbgpt_guanaco.types import EngineLoad
-
-from .metrics_page import scrape
 
 HI = [{"role": "user", "content": "Hi."}]
 # Every way to ask for an answer, one for each dialect and form.
@@ -45,6 +44,7 @@ async def test_every_dialect_counts_alike(connect: Any, path: str, body: dict[st
     assert page.value("guanaco_prompt_tokens_total") == PROMPT_TOKENS
     assert page.value("guanaco_generation_tokens_total") == 3
     assert page.value("guanaco_request_success_total", finished_reason="stop") == 1
+    assert page.value("guanaco_request_success_total") == 1
     assert page.value("guanaco_time_to_first_token_seconds_count") == 1
     assert page.value("guanaco_inter_token_latency_seconds_count") == 2
     assert page.value("guanaco_e2e_request_latency_seconds_count") == 1

@@ -20,7 +20,7 @@ from dbgpt_guanaco.server.logs import QUIET, set_up_logging
 from dbgpt_guanaco.settings import EngineSettings, LogFormat
 
 CANARY = "canary"
-ANSWER = "[QXZ]{8}"  # nothing else in a log looks like it
+ANSWER = "[~^]{8}"  # signs that stand nowhere else in a log, so that one alone gives it away
 SAID = f"my {CANARY}-1234 is secret"
 MESSAGES = [{"role": "user", "content": SAID}]
 CHAT = {"messages": MESSAGES, "max_tokens": 12, "temperature": 0, "stop": [f"{CANARY}-stop"]}
@@ -43,6 +43,7 @@ ASKED: list[tuple[str, Any]] = [
     ("/v1/chat/completions", CHAT | {"guided_grammar": f"start: {CANARY}"}),
     ("/v1/chat/completions", {"messages": SAID}),
     ("/v1/chat/completions", CHAT | {"model": CANARY}),
+    ("/v1/chat/completions", CHAT | {f"My {CANARY} is a field": 1}),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": SAID * 500}]}),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": f"{CANARY} \ud800"}]}),
     ("/v1/completions", {"prompt": SAID, "max_tokens": 5, "echo": True}),
@@ -115,4 +116,4 @@ async def test_no_line_holds_what_was_asked_or_answered(
     assert re.search(ANSWER, responses[0].text)  # it was answered, and with this
     assert {r.status_code for r in responses} == {200, 400, 404}
     assert CANARY not in logged.lower()
-    assert not re.search("[QXZ]{3}", logged)
+    assert not re.search("[~^]", logged)
