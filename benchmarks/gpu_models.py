@@ -3,12 +3,7 @@
 No more than one layer is ever there in 16 bits, so a model needs no more room than it takes.
 """
 
-import json
-import math
-import struct
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
@@ -18,6 +13,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
+from dbgpt_guanaco.adapters.shapes import shape_of
 
 DTYPE = torch.bfloat16
 
@@ -93,7 +89,7 @@ def build(shape: Shape, device: torch.device) -> Built:
     )
     with torch.device("meta"):
         model: Any = LlamaForCausalLM(config).to(DTYPE)
-    plan = _plan(model, config, on_cuda=device.type == "cuda")
+    plan = plan_memory(shape_of(config), "nf4", on_cuda=device.type == "cuda")
     generator = torch.Generator(device).manual_seed(0)
     quantized = 0
     for name, module in list(model.named_modules()):
@@ -146,23 +142,3 @@ def _stored_bytes(layer: Any) -> int:  # noqa: ANN401
     state = layer.weight.quant_state
     tensors = (layer.weight, state.absmax, state.code, state.state2.absmax, state.state2.code)
     return sum(int(tensor.nbytes) for tensor in (*tensors, state.offset))
-
-
-def _plan(model: Any, config: Any, *, on_cuda: bool) -> MemoryPlan:  # noqa: ANN401
-    """Predict the model as the server would: from the header of its file, which has no weights."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, parameter in model.named_parameters():
-        start, end = end, end + math.prod(parameter.shape) * DTYPE.itemsize
-        header[name] = {
-            "dtype": "BF16",
-            "shape": list(parameter.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + end)  # a hole: it takes no room on the disk
-        return plan_memory(Path(folder), config.to_dict(), "nf4", on_cuda=on_cuda)

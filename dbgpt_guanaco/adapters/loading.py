@@ -9,15 +9,18 @@ import psutil
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dbgpt_guanaco.adapters.base import BaseLLMAdapter
 from dbgpt_guanaco.adapters.cpu_linear import flatten_inputs
+from dbgpt_guanaco.adapters.folder import weight_files
+from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.lora import Lora, read_lora
 from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import ModelSource
+from dbgpt_guanaco.adapters.shapes import ModelShape, read_config, shape_of
 from dbgpt_guanaco.adapters.template import OwnTemplate, PromptTemplate
 from dbgpt_guanaco.errors import (
     ConfigurationError,
@@ -66,22 +69,17 @@ def load_model(
         ModelLoadError: The files cannot be served; ``OutOfMemoryError`` if they do not fit.
         UnknownModelError: No family matches and the tokenizer ships no template.
     """
-    config = _load_config(source.model_path)
+    config = read_config(source.model_path)
     adapter = _find_adapter(source, settings, registry)
     tokenizer = _load_tokenizer(source, adapter)
     template = _template(source, adapter, tokenizer, registry)
     device = _device(settings)
     dtype = compute_dtype(settings.compute_dtype, device)
     quantization = _quantization(config, settings, source, dtype)
-    sizes = _sizes(config)
-    context_tokens = _context_tokens(config, settings)
-    plan = plan_memory(
-        source.model_path,
-        sizes,
-        quantization,
-        on_cuda=device.type == "cuda",
-        lora=source.lora_path,
-    )
+    shape = shape_of(config)
+    tensor_headers(weight_files(source.model_path))  # a file that was cut short is found here
+    context_tokens = _context_tokens(shape, settings)
+    plan = plan_memory(shape, quantization, on_cuda=device.type == "cuda", lora=source.lora_path)
     available = _available_bytes(device, settings)
     plan.check(context_tokens, available, str(device))
 
@@ -116,14 +114,6 @@ def load_model(
         kv_tokens=_kv_tokens(plan, card, available),
         lora=lora,
     )
-
-
-def _load_config(folder: Path) -> Any:  # noqa: ANN401
-    try:
-        # Without a plain False, transformers asks the terminal whether to run the folder's code.
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises what it likes at a damaged file
-        raise ModelLoadError(f"{folder}/config.json cannot be used: {error}") from error
 
 
 def _find_adapter(
@@ -230,30 +220,8 @@ def _quantization(
     return kind
 
 
-def _sizes(config: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return the numbers that memory is planned with; transformers knows each family's names."""
-    text = config.get_text_config()
-    names = (
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "hidden_size",
-    )
-    sizes = {name: getattr(text, name, None) for name in names}
-    needed = ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    absent = [name for name in needed if not isinstance(sizes[name], int)]
-    if absent or not isinstance(getattr(text, "max_position_embeddings", None), int):
-        raise ModelLoadError(
-            f"config.json of model type {config.model_type!r} lacks "
-            f"{', '.join(absent) or 'max_position_embeddings'}; only causal models with attention "
-            "can be served"
-        )
-    return sizes
-
-
-def _context_tokens(config: Any, settings: ModelSettings) -> int:  # noqa: ANN401
-    own = int(config.get_text_config().max_position_embeddings)
+def _context_tokens(shape: ModelShape, settings: ModelSettings) -> int:
+    own = shape.context_tokens
     if settings.context_tokens and settings.context_tokens > own:
         logger.info(
             "MAX_POSITION_EMBEDDINGS=%d is more than the model's own context of %d tokens, "

@@ -1,27 +1,24 @@
-"""Will it fit? Answered from config and safetensors headers, before a weight is read."""
+"""Will it fit? Answered from a model's shape, before a weight is read."""
 
-import json
 import math
-import struct
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dbgpt_guanaco.adapters.folder import weight_files
-from dbgpt_guanaco.errors import ModelLoadError, OutOfMemoryError
+from bitsandbytes.nn.modules import has_avx512bf16
+
+from dbgpt_guanaco.adapters.headers import tensor_headers
+from dbgpt_guanaco.adapters.shapes import Matrix, ModelShape
+from dbgpt_guanaco.errors import OutOfMemoryError
 from dbgpt_guanaco.settings import Quantization
 
 GIB = 1024**3
-# 4-bit codes, one uint8 absmax for 64 weights, one float32 for 256 of those (QLoRA §3).
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-INT8_BYTES = 1.0
-HALF_BYTES = 2.0
+# QLoRA §3: 4-bit codes, one 8-bit absmax for 64 weights, one float32 for 256 of those.
+NF4_BLOCK, ABSMAX_BLOCK = 64, 256
+# float32: the 16 values of NF4; the 256 that an absmax may have, and their offset.
+NF4_TABLE_BYTES, ABSMAX_TABLE_BYTES = 4 * 16, 4 * 257
 # CUDA context, activations, logits, the buffer that a dequantized matrix passes through.
 CUDA_OVERHEAD_BYTES = int(1.5 * GIB)
 CPU_OVERHEAD_BYTES = int(0.3 * GIB)
-# bitsandbytes leaves the output head alone; embeddings are looked up, not multiplied.
-UNQUANTIZED = ("embed", "lm_head", "wte", "wpe", "output_layer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,82 +68,61 @@ class MemoryPlan:
 
 
 def plan_memory(
-    folder: Path,
-    config: Mapping[str, Any],
-    quantization: Quantization,
-    *,
-    on_cuda: bool,
-    lora: Path | None = None,
+    shape: ModelShape, quantization: Quantization, *, on_cuda: bool, lora: Path | None = None
 ) -> MemoryPlan:
-    """Predict what a model folder takes once loaded.
+    """Predict what a model takes once loaded.
 
     Args:
-        folder: A whole model; of its weights only the headers are read.
-        config: Its ``config.json``.
+        shape: Of the whole model; see ``read_shape``.
         quantization: How linear weights will be stored, or already are.
         on_cuda: Whether a GPU's working room is to be counted.
         lora: Folder of a LoRA to be laid on it, kept in 16 bits.
 
     Raises:
-        ModelLoadError: A header is damaged.
+        ModelLoadError: A header of the LoRA is damaged.
     """
-    weight_bytes = sum(
-        _stored_bytes(name, shape, dtype, quantization)
-        for name, shape, dtype in tensor_headers(weight_files(folder))
+    weights = weight_bytes(shape, quantization, is_packed=not on_cuda and has_avx512bf16())
+    return MemoryPlan(
+        weight_bytes=weights + (lora_bytes(lora) if lora else 0),
+        kv_bytes_per_token=shape.kv_bytes_per_token,
+        overhead_bytes=working_room(on_cuda=on_cuda),
     )
-    if lora:
-        weight_bytes += lora_bytes(lora)
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head_size = int(config.get("head_dim") or config["hidden_size"] // heads)
-    kv_bytes = 2 * int(config["num_hidden_layers"]) * kv_heads * head_size * int(HALF_BYTES)
-    overhead = CUDA_OVERHEAD_BYTES if on_cuda else CPU_OVERHEAD_BYTES
-    return MemoryPlan(math.ceil(weight_bytes), kv_bytes, overhead)
 
 
-def lora_bytes(folder: Path) -> float:
+def weight_bytes(shape: ModelShape, quantization: Quantization, *, is_packed: bool) -> int:
+    """Return what a model's weights take in memory.
+
+    Args:
+        shape: Of the model.
+        quantization: Of its linear layers.
+        is_packed: bitsandbytes packs NF4 anew for a CPU that multiplies bfloat16, and keeps one
+            16-bit absmax for 64 weights there.
+    """
+    kept = 2 * shape.kept_parameters
+    return kept + sum(_matrix_bytes(m, quantization, is_packed) for m in shape.matrices)
+
+
+def _matrix_bytes(matrix: Matrix, quantization: Quantization, is_packed: bool) -> int:
+    if quantization == "none":
+        return 2 * matrix.parameters
+    if quantization == "int8":
+        return matrix.parameters + 4 * matrix.outputs  # one float32 scale for each row
+    blocks = -(-matrix.parameters // NF4_BLOCK)
+    if is_packed:
+        return matrix.parameters // 2 + 2 * blocks + NF4_TABLE_BYTES
+    groups = -(-blocks // ABSMAX_BLOCK)
+    return matrix.parameters // 2 + blocks + 4 * groups + NF4_TABLE_BYTES + ABSMAX_TABLE_BYTES
+
+
+def working_room(*, on_cuda: bool) -> int:
+    """Return what a device takes beside weights and what is computed."""
+    return CUDA_OVERHEAD_BYTES if on_cuda else CPU_OVERHEAD_BYTES
+
+
+def lora_bytes(folder: Path) -> int:
     """Return what a LoRA takes in 16 bits; of a pickle only the size is known."""
     weights = folder / "adapter_model.safetensors"
     if weights.is_file():
-        return sum(math.prod(shape) * HALF_BYTES for _, shape, _ in tensor_headers([weights]))
+        return sum(2 * math.prod(shape) for _, shape, _ in tensor_headers([weights]))
     pickled = folder / "adapter_model.bin"
-    return pickled.stat().st_size if pickled.is_file() else 0.0
-
-
-def tensor_headers(files: Iterable[Path]) -> list[tuple[str, tuple[int, ...], str]]:
-    """Return name, shape and dtype of every tensor of safetensors files, from their headers.
-
-    Raises:
-        ModelLoadError: A header is damaged, or a file ends before its header or its data does.
-    """
-    found = []
-    for path in files:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if 8 + length > size:
-                raise ModelLoadError(f"{path} is damaged or cut short: its header is not whole")
-            try:
-                header = json.loads(file.read(length))
-                header.pop("__metadata__", None)
-                end = max((t["data_offsets"][1] for t in header.values()), default=0)
-                found += [(n, tuple(t["shape"]), str(t["dtype"])) for n, t in header.items()]
-            except (ValueError, TypeError, LookupError):
-                raise ModelLoadError(f"{path} is damaged: its header cannot be read") from None
-        if 8 + length + end > size:
-            raise ModelLoadError(
-                f"{path} is cut short: {size} bytes of {8 + length + end}; fetch it again"
-            )
-    return found
-
-
-def _stored_bytes(
-    name: str, shape: tuple[int, ...], dtype: str, quantization: Quantization
-) -> float:
-    count = math.prod(shape)
-    if dtype in ("U8", "I8"):  # codes of a checkpoint that is quantized already
-        return count
-    if len(shape) != 2 or any(part in name for part in UNQUANTIZED):
-        return count * HALF_BYTES
-    return count * {"nf4": NF4_BYTES, "int8": INT8_BYTES, "none": HALF_BYTES}[quantization]
+    return pickled.stat().st_size if pickled.is_file() else 0

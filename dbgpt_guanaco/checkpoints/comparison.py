@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import psutil
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dbgpt_guanaco.adapters.memory import plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
+from dbgpt_guanaco.adapters.shapes import read_shape
 from dbgpt_guanaco.checkpoints.merging import CARD, Base
 from dbgpt_guanaco.errors import ModelLoadError, OutOfMemoryError
 from dbgpt_guanaco.settings import Quantization
@@ -125,14 +125,8 @@ def _load(contender: Contender, tokens: int) -> Any:  # noqa: ANN401
 
 
 def _refuse_too_large(contender: Contender, tokens: int) -> None:
-    config = AutoConfig.from_pretrained(
-        contender.folder, local_files_only=True, trust_remote_code=False
-    ).get_text_config()
-    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size")
-    sizes: Mapping[str, Any] = {name: getattr(config, name, None) for name in names}
     plan = plan_memory(
-        contender.folder,
-        sizes,
+        read_shape(contender.folder),
         contender.quantization,
         on_cuda=contender.device.type == "cuda",
         lora=contender.lora,

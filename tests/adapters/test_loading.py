@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, G
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.guanaco import GuanacoAdapter
 from dbgpt_guanaco.adapters.loading import LoadedModel, load_model
-from dbgpt_guanaco.adapters.memory import plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype
 from dbgpt_guanaco.adapters.resolve import ModelSource
 from dbgpt_guanaco.adapters.template import OwnTemplate
@@ -43,7 +42,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
 
-SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
 PROMPT = torch.tensor([[5, 6, 7, 8]])
 
 
@@ -486,13 +484,6 @@ def test_weights_that_are_no_model_are_one_clear_error(copy: Path) -> None:
 
     with pytest.raises(ModelLoadError, match="cannot be loaded"):
         load(copy)
-
-
-def test_the_same_weights_in_another_format_are_not_counted(copy: Path) -> None:
-    alone = plan_memory(copy, SIZES, "nf4", on_cuda=False)
-    shutil.copy(copy / "model.safetensors", copy / "consolidated.safetensors")
-
-    assert plan_memory(copy, SIZES, "nf4", on_cuda=False) == alone
 
 
 def test_a_family_that_names_its_sizes_otherwise_is_served(tmp_path: Path) -> None:

@@ -1,15 +1,13 @@
-import json
-import math
-import os
 import struct
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import lora_weights, make_bpe_tokenizer, make_lora, make_model
+from tiny_models import lora_weights, make_bpe_tokenizer, make_lora, make_model, tiny_config
 
 from dbgpt_guanaco.adapters import default_registry
+from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.loading import load_model
 from dbgpt_guanaco.adapters.memory import (
     CPU_OVERHEAD_BYTES,
@@ -17,9 +15,9 @@ from dbgpt_guanaco.adapters.memory import (
     GIB,
     MemoryPlan,
     plan_memory,
-    tensor_headers,
 )
 from dbgpt_guanaco.adapters.resolve import ModelSource
+from dbgpt_guanaco.adapters.shapes import llama_shape, read_shape, shape_of
 from dbgpt_guanaco.errors import ModelLoadError, OutOfMemoryError
 from dbgpt_guanaco.settings import ModelSettings, Quantization
 
@@ -67,35 +65,29 @@ def test_the_weights_are_predicted_within_five_percent(
 ) -> None:
     settings = ModelSettings(name="x", adapter="vicuna", quantization_override=quantization)
     loaded = load_model(ModelSource("x", wide_model, None, ("x",)), settings, default_registry())
-    config = json.loads((wide_model / "config.json").read_text())
 
-    plan = plan_memory(wide_model, config, quantization, on_cuda=False)
+    plan = plan_memory(read_shape(wide_model), quantization, on_cuda=False)
 
     assert plan.weight_bytes == pytest.approx(loaded.card.weight_bytes, rel=0.05)
 
 
-def test_keys_and_values_are_counted_in_every_layer_and_kv_head(wide_model: Path) -> None:
-    config = {
-        "hidden_size": 4096,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "num_hidden_layers": 32,
-    }
-
+def test_keys_and_values_are_counted_in_every_layer_and_kv_head() -> None:
     def kv_bytes(**changes: int | None) -> int:
-        return plan_memory(wide_model, config | changes, "none", on_cuda=False).kv_bytes_per_token
+        shape = shape_of(
+            tiny_config(**{"num_hidden_layers": 3, "num_attention_heads": 8} | changes)
+        )
+        return plan_memory(shape, "none", on_cuda=False).kv_bytes_per_token
 
-    assert kv_bytes() == 2 * 32 * 8 * 128 * 2
-    assert kv_bytes(num_key_value_heads=None) == 2 * 32 * 32 * 128 * 2
-    assert kv_bytes(head_dim=64) == 2 * 32 * 8 * 64 * 2
-    assert kv_bytes(head_dim=None) == kv_bytes()
+    assert kv_bytes(num_key_value_heads=2) == 2 * 3 * 2 * 8 * 2
+    assert kv_bytes(num_key_value_heads=None) == 2 * 3 * 8 * 8 * 2
+    assert kv_bytes(num_key_value_heads=2, head_dim=16) == 2 * 3 * 2 * 16 * 2
 
 
 def test_a_gpu_needs_more_working_room(wide_model: Path) -> None:
-    config = json.loads((wide_model / "config.json").read_text())
+    shape = read_shape(wide_model)
 
-    on_cpu = plan_memory(wide_model, config, "nf4", on_cuda=False)
-    on_gpu = plan_memory(wide_model, config, "nf4", on_cuda=True)
+    on_cpu = plan_memory(shape, "int8", on_cuda=False)
+    on_gpu = plan_memory(shape, "int8", on_cuda=True)
 
     assert on_cpu.overhead_bytes == CPU_OVERHEAD_BYTES
     assert on_gpu.overhead_bytes == CUDA_OVERHEAD_BYTES > CPU_OVERHEAD_BYTES
@@ -103,50 +95,30 @@ def test_a_gpu_needs_more_working_room(wide_model: Path) -> None:
 
 
 def test_a_lora_is_counted_in_sixteen_bits(wide_model: Path, tmp_path: Path) -> None:
-    config = json.loads((wide_model / "config.json").read_text())
+    shape = read_shape(wide_model)
     weights = lora_weights(width=256)
     safe = make_lora(tmp_path / "safe", weights)
     pickled = make_lora(tmp_path / "pickled", weights, kind="bin")
 
     def weight_bytes(lora: Path | None) -> int:
-        return plan_memory(wide_model, config, "nf4", on_cuda=False, lora=lora).weight_bytes
+        return plan_memory(shape, "nf4", on_cuda=False, lora=lora).weight_bytes
 
     added = weight_bytes(safe) - weight_bytes(None)
     assert added == sum(2 * tensor.numel() for tensor in weights.values())
     assert weight_bytes(pickled) - weight_bytes(None) >= added
 
 
-def test_guanaco_33b_fits_a_24_gib_card_in_nf4_only(tmp_path: Path) -> None:
-    hidden, wide, layers, vocab = 6656, 17920, 60, 32000
-    shapes = {"model.embed_tokens.weight": (vocab, hidden), "lm_head.weight": (vocab, hidden)}
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}"
-        for name in "qkvo":
-            shapes[f"{prefix}.self_attn.{name}_proj.weight"] = (hidden, hidden)
-        for name in ("up", "gate", "down"):
-            shapes[f"{prefix}.mlp.{name}_proj.weight"] = (wide, hidden)
-    write_headers_only(tmp_path / "model.safetensors", shapes)
-    config = {"hidden_size": hidden, "num_attention_heads": 52, "num_hidden_layers": layers}
+def test_guanaco_33b_fits_a_24_gib_card_in_nf4_only() -> None:
+    shape = llama_shape(hidden=6656, intermediate=17_920, layers=60, heads=52)
 
-    plan = plan_memory(tmp_path, config, "nf4", on_cuda=True)
+    plan = plan_memory(shape, "nf4", on_cuda=True)
 
     assert 16 * GIB < plan.weight_bytes < 16.5 * GIB
     plan.check(2048, 24 * GIB, "cuda")
     heavier: list[Quantization] = ["int8", "none"]
     for quantization in heavier:
         with pytest.raises(OutOfMemoryError):
-            plan_memory(tmp_path, config, quantization, on_cuda=True).check(16, 24 * GIB, "cuda")
-
-
-def write_headers_only(path: Path, shapes: dict[str, tuple[int, int]]) -> None:
-    """Write a safetensors file whose weights are a hole that takes no room on the disk."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    written = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(written)) + written)
-    os.truncate(path, 8 + len(written) + end)
+            plan_memory(shape, quantization, on_cuda=True).check(16, 24 * GIB, "cuda")
 
 
 PLAN = MemoryPlan(weight_bytes=4 * GIB, kv_bytes_per_token=GIB // 1024, overhead_bytes=GIB)

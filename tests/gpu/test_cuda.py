@@ -13,6 +13,7 @@ from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.loading import LoadedModel, load_model
 from dbgpt_guanaco.adapters.memory import plan_memory
 from dbgpt_guanaco.adapters.resolve import ModelSource
+from dbgpt_guanaco.adapters.shapes import read_shape
 from dbgpt_guanaco.engine.streaming import StreamingEngine
 from dbgpt_guanaco.settings import EngineSettings, ModelSettings, Quantization
 from dbgpt_guanaco.types import GenerationRequest, SamplingParams
@@ -55,8 +56,7 @@ def test_memory_is_predicted_within_five_percent(folder: Path, quantization: Any
     model = loaded(folder, quantization)
     used = torch.cuda.memory_allocated() - before
 
-    config = model.model.config.to_dict()
-    plan = plan_memory(folder, config, quantization, on_cuda=True)
+    plan = plan_memory(read_shape(folder), quantization, on_cuda=True)
     assert plan.weight_bytes == pytest.approx(used, rel=0.05)
     assert model.card.weight_bytes == pytest.approx(used, rel=0.05)
 
