@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from dbgpt_guanaco.adapters.encoding import TextEncoder
 from dbgpt_guanaco.errors import InvalidRequestError, PromptTooLongError
 from dbgpt_guanaco.types import GenerationRequest
 
@@ -13,19 +14,16 @@ MAX_CHARACTERS_PER_TOKEN = 64
 class PromptEncoder:
     """Makes token ids from prompts.
 
-    Calls the tokenizer's backend directly: transformers' own call sets truncation on the
-    shared object each time, which fails when two threads do it.
-
     Args:
         tokenizer: A fast transformers tokenizer.
-        bos_token_id: Put before every text that wants special tokens; None lets the
-            tokenizer add what its files say.
+        bos_token_id: See ``TextEncoder``.
         context_tokens: Prompt and answer together.
     """
 
     def __init__(self, tokenizer: Any, bos_token_id: int | None, context_tokens: int) -> None:  # noqa: ANN401
         self._backend = tokenizer.backend_tokenizer
-        self._bos_token_id, self._context_tokens = bos_token_id, context_tokens
+        self._encoder = TextEncoder(tokenizer, bos_token_id)
+        self._context_tokens = context_tokens
         self._size = len(tokenizer)
         self._first_id = tokenizer.bos_token_id if bos_token_id is None else bos_token_id
         self._max_characters = context_tokens * MAX_CHARACTERS_PER_TOKEN
@@ -41,14 +39,7 @@ class PromptEncoder:
                 "prompt",
                 f"{len(text)} characters are more than the {self._max_characters} that are read",
             )
-        adds_own = add_special_tokens and self._bos_token_id is None
-        try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=adds_own).ids
-        except (UnicodeEncodeError, TypeError):
-            raise InvalidRequestError("prompt", "holds half a surrogate pair") from None
-        if add_special_tokens and self._bos_token_id is not None:
-            return ids if ids[:1] == [self._bos_token_id] else [self._bos_token_id, *ids]
-        return ids
+        return self._encoder.encode(text, add_special_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens written out."""
