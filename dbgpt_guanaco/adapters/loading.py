@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from dbgpt_guanaco.adapters.cpu_linear import flatten_inputs
 from dbgpt_guanaco.adapters.family import find_family
+from dbgpt_guanaco.adapters.foreign_code import check_code
 from dbgpt_guanaco.adapters.lora import Lora, read_lora
 from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
@@ -64,7 +65,7 @@ def load_model(
         ModelLoadError: The files cannot be served; ``OutOfMemoryError`` if they do not fit.
         UnknownModelError: No family matches and the tokenizer ships no template.
     """
-    config = load_config(source.model_path)
+    config = load_config(source.model_path, trusts_code=settings.trust_remote_code)
     family = find_family(source, config, settings, registry)
     device = _device(settings)
     dtype = compute_dtype(settings.compute_dtype, device)
@@ -113,17 +114,27 @@ def load_model(
     )
 
 
-def load_config(folder: Path) -> Any:  # noqa: ANN401
+def load_config(folder: Path, *, trusts_code: bool = False) -> Any:  # noqa: ANN401
     """Read a model's config.
 
+    Args:
+        folder: Of the model.
+        trusts_code: The operator wants code to run that the folder brings.
+
     Raises:
-        ModelLoadError: It cannot be used.
+        ModelLoadError: It cannot be used, or needs code that is not trusted.
     """
+    check_code(folder, is_trusted=trusts_code)
     try:
         # Without a plain False, transformers asks the terminal whether to run the folder's code.
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trusts_code
+        )
     except Exception as error:  # transformers raises what it likes at a damaged file
         raise ModelLoadError(f"{folder}/config.json cannot be used: {error}") from error
+    if not trusts_code:
+        vars(config).pop("auto_map", None)  # what reads the config next need not decide again
+    return config
 
 
 def _device(settings: ModelSettings) -> torch.device:
@@ -243,7 +254,7 @@ def _load_weights(
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=settings.trust_remote_code,
             **placement,
         )
     except torch.OutOfMemoryError as error:

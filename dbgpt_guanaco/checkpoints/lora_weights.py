@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from dbgpt_guanaco.adapters.convert import read_pickled
 from dbgpt_guanaco.adapters.folder import is_lora, read_json
-from dbgpt_guanaco.adapters.memory import tensor_headers
+from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.checkpoints.layout import TensorNames, meta_model
 from dbgpt_guanaco.checkpoints.source import SourceModel
 from dbgpt_guanaco.errors import ModelLoadError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dbgpt_guanaco.adapters.folder import read_json, weight_files
-from dbgpt_guanaco.adapters.memory import tensor_headers
+from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.resolve import checked
 from dbgpt_guanaco.checkpoints.shards import file_hash
 from dbgpt_guanaco.errors import ModelLoadError
