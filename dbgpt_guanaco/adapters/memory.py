@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from dbgpt_guanaco.adapters.folder import weight_files
 from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.errors import OutOfMemoryError
@@ -101,6 +103,23 @@ def plan_memory(
     kv_bytes = 2 * int(config["num_hidden_layers"]) * kv_heads * head_size * int(HALF_BYTES)
     overhead = CUDA_OVERHEAD_BYTES if on_cuda else CPU_OVERHEAD_BYTES
     return MemoryPlan(math.ceil(weight_bytes), kv_bytes, overhead)
+
+
+def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the main memory that may still be taken: of the machine, or of its container.
+
+    Linux ends a process that takes more than its container may have, however much the machine
+    has left.
+    """
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return available
+    # The cache of files counts as used, and is given back when it is wanted.
+    return max(0, min(available, limit - used + int(stat.get("inactive_file", 0))))
 
 
 def lora_bytes(folder: Path) -> float:
