@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from tiny_models import lora_weights, make_bpe_tokenizer, make_lora, make_model
 
