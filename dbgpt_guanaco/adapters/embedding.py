@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dbgpt_guanaco.adapters.folder import read_json
+from dbgpt_guanaco.adapters.foreign_code import check_code
 from dbgpt_guanaco.adapters.resolve import checked, find_folder
 from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import EmbeddingSettings
@@ -61,7 +62,7 @@ def load_embedder(settings: EmbeddingSettings, models_dir: Path) -> LoadedEmbedd
     wanted = settings.embedding_model
     if wanted is not None and wanted.lower() == OFF:
         return None
-    if wanted is None and not (models_dir / DEFAULT).is_dir() and find_spec(PACKAGE) is None:
+    if wanted is None and not is_default_there(models_dir):
         logger.info(
             "no embedding model: EMBEDDING_MODEL names none, and %s is not installed; "
             "knowledge bases need one:  %s",
@@ -78,6 +79,11 @@ def load_embedder(settings: EmbeddingSettings, models_dir: Path) -> LoadedEmbedd
     except ModelLoadError as error:
         raise ModelLoadError(f"{error}\n{OTHERWISE}") from None
     return _load(Path(name).name or folder.resolve().name, folder, settings.embedding_device)
+
+
+def is_default_there(models_dir: Path) -> bool:
+    """Say whether the embedding model that is served without being named is on this machine."""
+    return (models_dir / DEFAULT).is_dir() or find_spec(PACKAGE) is not None
 
 
 def _packaged() -> Path:
@@ -110,6 +116,8 @@ def _load(name: str, folder: Path, device: str) -> LoadedEmbedder:
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError("GUANACO_EMBEDDING_DEVICE=cuda, but torch sees no GPU")
     checked(folder)
+    for part in (folder, *(path.parent for path in folder.glob("*/config.json"))):
+        check_code(part, is_trusted=False)
     if not (folder / "modules.json").is_file():
         _check_plain_encoder(name, folder)
     # Imported only where it is wanted: it takes seconds.

@@ -5,28 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from dbgpt_guanaco.adapters.base import BaseLLMAdapter
 from dbgpt_guanaco.adapters.cpu_linear import flatten_inputs
+from dbgpt_guanaco.adapters.family import find_family
 from dbgpt_guanaco.adapters.folder import weight_files
 from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.lora import Lora, read_lora
-from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
+from dbgpt_guanaco.adapters.memory import MemoryPlan, free_memory_bytes, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import ModelSource
 from dbgpt_guanaco.adapters.shapes import ModelShape, read_config, shape_of
-from dbgpt_guanaco.adapters.template import OwnTemplate, PromptTemplate
+from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.errors import (
     ConfigurationError,
     ModelLoadError,
     OutOfMemoryError,
-    UnknownModelError,
 )
 from dbgpt_guanaco.settings import ModelSettings, Quantization, memory_bytes
 from dbgpt_guanaco.types import ModelCard
@@ -59,6 +56,32 @@ class LoadedModel:
     lora: Lora | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """How a model is to be loaded, known before a weight is read.
+
+    Attributes:
+        context_tokens: Prompt and answer together.
+        memory: What it will take.
+        available_bytes: What is free on the device.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    quantization: Quantization
+    context_tokens: int
+    memory: MemoryPlan
+    available_bytes: int
+
+    def check(self) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            OutOfMemoryError: With every number, and what would fit.
+        """
+        self.memory.check(self.context_tokens, self.available_bytes, str(self.device))
+
+
 def load_model(
     source: ModelSource, settings: ModelSettings, registry: AdapterRegistry
 ) -> LoadedModel:
@@ -69,106 +92,71 @@ def load_model(
         ModelLoadError: The files cannot be served; ``OutOfMemoryError`` if they do not fit.
         UnknownModelError: No family matches and the tokenizer ships no template.
     """
-    config = read_config(source.model_path)
-    adapter = _find_adapter(source, settings, registry)
-    tokenizer = _load_tokenizer(source, adapter)
-    template = _template(source, adapter, tokenizer, registry)
-    device = _device(settings)
-    dtype = compute_dtype(settings.compute_dtype, device)
-    quantization = _quantization(config, settings, source, dtype)
-    shape = shape_of(config)
-    tensor_headers(weight_files(source.model_path))  # a file that was cut short is found here
-    context_tokens = _context_tokens(shape, settings)
-    plan = plan_memory(shape, quantization, on_cuda=device.type == "cuda", lora=source.lora_path)
-    available = _available_bytes(device, settings)
-    plan.check(context_tokens, available, str(device))
+    config = read_config(source.model_path, trusts_code=settings.trust_remote_code)
+    family = find_family(source, config, settings, registry)
+    plan = plan_loading(source, config, settings)
+    plan.check()
 
-    logger.info("loading %s as %s, %s arithmetic, on %s", source.name, quantization, dtype, device)
-    model = _load_weights(source.model_path, config, quantization, dtype, device, settings)
-    lora = read_lora(source.lora_path, model, dtype) if source.lora_path else None
-    if device.type == "cpu":
+    logger.info(
+        "loading %s as %s, %s arithmetic, on %s",
+        source.name, plan.quantization, plan.dtype, plan.device,
+    )  # fmt: skip
+    model = _load_weights(source.model_path, config, plan, settings)
+    lora = read_lora(source.lora_path, model, plan.dtype) if source.lora_path else None
+    if plan.device.type == "cpu":
         flatten_inputs(model)
     model.eval()
     model.requires_grad_(False)
-    stop_token_ids = _stop_token_ids(model, tokenizer, adapter)
     # The checkpoint's sampling defaults must not leak into requests that say otherwise.
     model.generation_config = GenerationConfig()
     card = ModelCard(
         name=source.name,
         aliases=settings.aliases,
-        family=adapter.name if adapter else "own template",
-        quantization=quantization,
-        compute_dtype=str(dtype).removeprefix("torch."),
-        device=_device_name(device),
-        context_tokens=context_tokens,
+        family=family.name,
+        quantization=plan.quantization,
+        compute_dtype=str(plan.dtype).removeprefix("torch."),
+        device=_device_name(plan.device),
+        context_tokens=plan.context_tokens,
         weight_bytes=int(model.get_memory_footprint()) + (lora.num_bytes if lora else 0),
         lora=source.lora_path.name if source.lora_path else None,
     )
     return LoadedModel(
         card=card,
         model=model,
-        tokenizer=tokenizer,
-        template=template,
-        bos_token_id=adapter.bos_token_id if adapter else None,
-        stop_token_ids=stop_token_ids,
-        kv_tokens=_kv_tokens(plan, card, available),
+        tokenizer=family.tokenizer,
+        template=family.template,
+        bos_token_id=family.bos_token_id,
+        stop_token_ids=family.stop_token_ids,
+        kv_tokens=_kv_tokens(plan.memory, card, plan.available_bytes),
         lora=lora,
     )
 
 
-def _find_adapter(
-    source: ModelSource, settings: ModelSettings, registry: AdapterRegistry
-) -> BaseLLMAdapter | None:
-    if settings.adapter:
-        logger.info("family %s: named by GUANACO_ADAPTER", settings.adapter)
-        try:
-            return registry.get(settings.adapter)
-        except UnknownModelError:
-            raise ConfigurationError(
-                f"GUANACO_ADAPTER={settings.adapter} is no family; known: "
-                f"{', '.join(registry.names)}"
-            ) from None
-    for name in source.family_names:
-        try:
-            adapter = registry.find(name)
-        except UnknownModelError:
-            continue
-        logger.info("family %s: found in the name %s", adapter.name, name)
-        return adapter
-    return None
+def plan_loading(source: ModelSource, config: Any, settings: ModelSettings) -> LoadPlan:  # noqa: ANN401
+    """Decide how a model is to be loaded.
 
+    Args:
+        source: Where it is.
+        config: Of transformers, for its folder.
+        settings: What was asked for.
 
-def _load_tokenizer(source: ModelSource, adapter: BaseLLMAdapter | None) -> Any:  # noqa: ANN401
-    kind: Any = AutoTokenizer
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if adapter and adapter.tokenizer_class:
-        kind = getattr(transformers, adapter.tokenizer_class)
-        options = dict(adapter.special_tokens)
-    folders = [source.lora_path, source.model_path] if source.lora_path else [source.model_path]
-    for folder in folders:
-        if any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model")):
-            try:
-                return kind.from_pretrained(folder, local_files_only=True, **options)
-            except Exception as error:  # tokenizers raises bare exceptions at a damaged file
-                raise ModelLoadError(f"the tokenizer in {folder} is damaged: {error}") from error
-    raise ModelLoadError(f"{source.model_path} holds no tokenizer.json and no tokenizer.model")
-
-
-def _template(
-    source: ModelSource,
-    adapter: BaseLLMAdapter | None,
-    tokenizer: Any,  # noqa: ANN401
-    registry: AdapterRegistry,
-) -> PromptTemplate:
-    if adapter:
-        return adapter.template
-    if tokenizer.chat_template:
-        logger.info("no family matches %s: its own chat template is used", source.name)
-        return OwnTemplate(tokenizer.apply_chat_template)
-    raise UnknownModelError(
-        source.name,
-        known=registry.names,
-        remedy="Its tokenizer ships no chat template; name a family with GUANACO_ADAPTER.",
+    Raises:
+        ConfigurationError: The settings contradict the machine or the checkpoint.
+        ModelLoadError: The files cannot be served.
+    """
+    device = _device(settings)
+    dtype = compute_dtype(settings.compute_dtype, device)
+    quantization = _quantization(config, settings, source, dtype)
+    shape = shape_of(config)
+    tensor_headers(weight_files(source.model_path))  # a file that was cut short is found here
+    memory = plan_memory(shape, quantization, on_cuda=device.type == "cuda", lora=source.lora_path)
+    return LoadPlan(
+        device,
+        dtype,
+        quantization,
+        _context_tokens(shape, settings),
+        memory,
+        _available_bytes(device, settings),
     )
 
 
@@ -234,7 +222,7 @@ def _context_tokens(shape: ModelShape, settings: ModelSettings) -> int:
 
 def _available_bytes(device: torch.device, settings: ModelSettings) -> int:
     if device.type == "cpu":
-        return int(psutil.virtual_memory().available)
+        return free_memory_bytes()
     return sum(_gpu_bytes(index, settings) for index in range(torch.cuda.device_count()))
 
 
@@ -246,28 +234,26 @@ def _gpu_bytes(index: int, settings: ModelSettings) -> int:
 def _load_weights(
     folder: Path,
     config: Any,  # noqa: ANN401
-    quantization: Quantization,
-    dtype: torch.dtype,
-    device: torch.device,
+    plan: LoadPlan,
     settings: ModelSettings,
 ) -> Any:  # noqa: ANN401
-    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    gpus = torch.cuda.device_count() if plan.device.type == "cuda" else 0
     placement: dict[str, Any] = {"device_map": {"": 0 if gpus else "cpu"}}
     if gpus > 1:
         max_memory = {i: _gpu_bytes(i, settings) for i in range(gpus)}
         placement = {"device_map": "auto", "max_memory": max_memory}
     is_stored_quantized = getattr(config, "quantization_config", None) is not None
-    wanted = None if is_stored_quantized else quantization_config(quantization, dtype)
+    wanted = None if is_stored_quantized else quantization_config(plan.quantization, plan.dtype)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,
             config=config,
             quantization_config=wanted,
-            dtype=dtype,
+            dtype=plan.dtype,
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=settings.trust_remote_code,
             **placement,
         )
     except torch.OutOfMemoryError as error:
@@ -285,21 +271,6 @@ def _load_weights(
     if gpus and spilled:
         raise ModelLoadError(f"parts of the model fell to {', '.join(spilled)}: too little memory")
     return model
-
-
-def _stop_token_ids(
-    model: Any,  # noqa: ANN401
-    tokenizer: Any,  # noqa: ANN401
-    adapter: BaseLLMAdapter | None,
-) -> frozenset[int]:
-    if adapter and adapter.stop_token_ids:
-        stated: list[Any] = [*adapter.stop_token_ids]
-    else:
-        stated = [tokenizer.eos_token_id]
-    for owner in (model.config, model.generation_config):
-        eos = getattr(owner, "eos_token_id", None)
-        stated += eos if isinstance(eos, list) else [eos]
-    return frozenset(int(i) for i in stated if i is not None)
 
 
 def _kv_tokens(plan: MemoryPlan, card: ModelCard, available: int) -> int:

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitsandbytes.nn.modules import has_avx512bf16
+import psutil
+from bitsandbytes.functional import has_avx512bf16
 
 from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.shapes import Matrix, ModelShape
@@ -81,7 +82,7 @@ def plan_memory(
     Raises:
         ModelLoadError: A header of the LoRA is damaged.
     """
-    weights = weight_bytes(shape, quantization, is_packed=not on_cuda and has_avx512bf16())
+    weights = weight_bytes(shape, quantization, is_packed=not on_cuda and _is_packing_cpu())
     return MemoryPlan(
         weight_bytes=weights + (lora_bytes(lora) if lora else 0),
         kv_bytes_per_token=shape.kv_bytes_per_token,
@@ -119,6 +120,23 @@ def working_room(*, on_cuda: bool) -> int:
     return CUDA_OVERHEAD_BYTES if on_cuda else CPU_OVERHEAD_BYTES
 
 
+def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the main memory that may still be taken: of the machine, or of its container.
+
+    Linux ends a process that takes more than its container may have, however much the machine
+    has left.
+    """
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return available
+    # The cache of files counts as used, and is given back when it is wanted.
+    return max(0, min(available, limit - used + int(stat.get("inactive_file", 0))))
+
+
 def lora_bytes(folder: Path) -> int:
     """Return what a LoRA takes in 16 bits; of a pickle only the size is known."""
     weights = folder / "adapter_model.safetensors"
@@ -126,3 +144,7 @@ def lora_bytes(folder: Path) -> int:
         return sum(2 * math.prod(shape) for _, shape, _ in tensor_headers([weights]))
     pickled = folder / "adapter_model.bin"
     return pickled.stat().st_size if pickled.is_file() else 0
+
+
+def _is_packing_cpu() -> bool:
+    return bool(has_avx512bf16())  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.quantizers import AutoHfQuantizer
 
+from dbgpt_guanaco.adapters.foreign_code import check_code
 from dbgpt_guanaco.adapters.quantization import quantization_config
 from dbgpt_guanaco.errors import ModelLoadError
 
@@ -74,17 +75,27 @@ def read_shape(folder: Path) -> ModelShape:
     return shape_of(read_config(folder))
 
 
-def read_config(folder: Path) -> Any:  # noqa: ANN401
-    """Return transformers' configuration of a model folder.
+def read_config(folder: Path, *, trusts_code: bool = False) -> Any:  # noqa: ANN401
+    """Read a model's config.
+
+    Args:
+        folder: Of the model.
+        trusts_code: The operator wants code to run that the folder brings.
 
     Raises:
-        ModelLoadError: It cannot be used.
+        ModelLoadError: It cannot be used, or needs code that is not trusted.
     """
+    check_code(folder, is_trusted=trusts_code)
     try:
         # Without a plain False, transformers asks the terminal whether to run the folder's code.
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trusts_code
+        )
     except Exception as error:  # transformers raises what it likes at a damaged file
         raise ModelLoadError(f"{folder}/config.json cannot be used: {error}") from error
+    if not trusts_code:
+        vars(config).pop("auto_map", None)  # what reads the config next need not decide again
+    return config
 
 
 def llama_shape(hidden: int, intermediate: int, layers: int, heads: int) -> ModelShape:
@@ -155,6 +166,8 @@ def _without_weights(config: Any) -> Any:  # noqa: ANN401
     plain = type(config).from_dict({**config.to_dict(), "quantization_config": None})
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(plain, trust_remote_code=False)
+            # ``read_config`` leaves this name only where the operator trusts the folder's code.
+            is_trusted = bool(getattr(config, "auto_map", None))
+            return AutoModelForCausalLM.from_config(plain, trust_remote_code=is_trusted)
     except Exception as error:  # transformers raises what it likes at a wrong config
         raise ModelLoadError(f"config.json describes no causal model: {error}") from error

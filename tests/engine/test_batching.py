@@ -448,7 +448,7 @@ async def test_a_cancel_is_done_within_a_step_wherever_the_request_is(
     )
     if place == "decode":
         await anext(aiter(generation))
-    while place == "prefill" and not engine._machinery.scheduler.running[-1].num_computed > 16:
+    while place == "prefill" and not engine._machinery.scheduler.running[-1].num_computed > 16:  # noqa: ASYNC110
         await asyncio.sleep(0)
 
     steps = watch_books(engine)
