@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, expect
+from playwright.sync_api import Browser, Locator, expect
 
 from .chat import Chat
 from .fake_server import FakeServer
@@ -54,9 +54,10 @@ def test_it_speaks_both_languages(open_chat: Callable[..., Chat], server: FakeSe
 
 
 def test_the_rate_is_what_the_total_grew_by_in_the_time_between(
-    profile: BrowserContext, server: FakeServer
+    browser: Browser, server: FakeServer
 ) -> None:
     server.health |= BUSY
+    profile = browser.new_context(locale="en-US")  # a clock that stands still stands for all of it
     chat = Chat(profile.new_page())
     chat.page.clock.install(time=0)
     chat.page.clock.pause_at(1000)
@@ -68,7 +69,7 @@ def test_the_rate_is_what_the_total_grew_by_in_the_time_between(
     chat.page.clock.run_for(2000)
 
     expect(rate).to_have_text("40.0")
-    chat.page.close()
+    profile.close()
 
 
 @pytest.mark.parametrize("told", [{}, {"kv_blocks": 0, "kv_usage": 0, "prompt_tokens": 0}])

@@ -1,10 +1,12 @@
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from dbgpt_guanaco.server.app import create_app
+from dbgpt_guanaco.server.logs import QUIET
 from dbgpt_guanaco.settings import ServerSettings
 
 Connect = Callable[..., httpx.AsyncClient]
@@ -26,3 +28,12 @@ async def connect() -> AsyncIterator[Connect]:
     yield make
     for client in clients:
         await client.aclose()
+
+
+@pytest.fixture
+def bare_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Call it to take all handlers from the root, pytest's own too; levels are put back as well."""
+    before = {name: logging.getLogger(name).level for name in [None, *QUIET]}
+    yield lambda: monkeypatch.setattr(logging.root, "handlers", [])
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)

@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import sys
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
@@ -66,9 +67,9 @@ def test_a_text_line_shows_its_fields_behind_the_message() -> None:
 
 
 def test_every_line_of_a_json_log_is_an_object(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bare_logging: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(logging.root, "handlers", [])
+    bare_logging()
     set_up_logging("info", Console(file=io.StringIO()), "json")
 
     logging.getLogger("some.library").info("one %s", "thing")
@@ -78,8 +79,8 @@ def test_every_line_of_a_json_log_is_an_object(
     assert [json.loads(line)["message"] for line in lines] == ["one thing"]
 
 
-def test_a_text_log_goes_to_the_console(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.root, "handlers", [])
+def test_a_text_log_goes_to_the_console(bare_logging: Callable[[], None]) -> None:
+    bare_logging()
     written = io.StringIO()
     set_up_logging("info", Console(file=written, width=80))
 

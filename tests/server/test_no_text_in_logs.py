@@ -2,9 +2,8 @@
 
 import io
 import json
-import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -16,7 +15,7 @@ from tiny import tiny_loaded
 from dbgpt_guanaco.engine.batching import BatchingEngine
 from dbgpt_guanaco.engine.streaming import StreamingEngine
 from dbgpt_guanaco.server.app import create_app
-from dbgpt_guanaco.server.logs import QUIET, set_up_logging
+from dbgpt_guanaco.server.logs import set_up_logging
 from dbgpt_guanaco.settings import EngineSettings, LogFormat
 
 CANARY = "canary"
@@ -76,15 +75,6 @@ def engine(request: pytest.FixtureRequest, llama_tokenizer: Any) -> Iterator[Any
     made.close()
 
 
-@pytest.fixture
-def _levels_as_before() -> Iterator[None]:
-    before = {name: logging.getLogger(name).level for name in [None, *QUIET]}
-    yield
-    for name, level in before.items():
-        logging.getLogger(name).setLevel(level)
-
-
-@pytest.mark.usefixtures("_levels_as_before")
 @pytest.mark.parametrize(
     ("engine", "log_format"),
     [(StreamingEngine, "text"), (BatchingEngine, "json")],
@@ -93,10 +83,10 @@ def _levels_as_before() -> Iterator[None]:
 async def test_no_line_holds_what_was_asked_or_answered(
     engine: Any,
     log_format: LogFormat,
-    monkeypatch: pytest.MonkeyPatch,
+    bare_logging: Callable[[], None],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(logging.root, "handlers", [])
+    bare_logging()
     text = io.StringIO()
     set_up_logging("debug", Console(file=text, width=10_000), log_format)
     app = create_app(engine, embedder=ScriptedEmbedder())
