@@ -7,12 +7,11 @@ from typing import Any
 
 import psutil
 import torch
-import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from dbgpt_guanaco.adapters.base import BaseLLMAdapter
 from dbgpt_guanaco.adapters.cpu_linear import flatten_inputs
+from dbgpt_guanaco.adapters.family import find_family
 from dbgpt_guanaco.adapters.folder import weight_files
 from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.lora import Lora, read_lora
@@ -21,12 +20,11 @@ from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_conf
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import ModelSource
 from dbgpt_guanaco.adapters.shapes import ModelShape, read_config, shape_of
-from dbgpt_guanaco.adapters.template import OwnTemplate, PromptTemplate
+from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.errors import (
     ConfigurationError,
     ModelLoadError,
     OutOfMemoryError,
-    UnknownModelError,
 )
 from dbgpt_guanaco.settings import ModelSettings, Quantization, memory_bytes
 from dbgpt_guanaco.types import ModelCard
@@ -70,9 +68,7 @@ def load_model(
         UnknownModelError: No family matches and the tokenizer ships no template.
     """
     config = read_config(source.model_path)
-    adapter = _find_adapter(source, settings, registry)
-    tokenizer = _load_tokenizer(source, adapter)
-    template = _template(source, adapter, tokenizer, registry)
+    family = find_family(source, config, settings, registry)
     device = _device(settings)
     dtype = compute_dtype(settings.compute_dtype, device)
     quantization = _quantization(config, settings, source, dtype)
@@ -90,13 +86,12 @@ def load_model(
         flatten_inputs(model)
     model.eval()
     model.requires_grad_(False)
-    stop_token_ids = _stop_token_ids(model, tokenizer, adapter)
     # The checkpoint's sampling defaults must not leak into requests that say otherwise.
     model.generation_config = GenerationConfig()
     card = ModelCard(
         name=source.name,
         aliases=settings.aliases,
-        family=adapter.name if adapter else "own template",
+        family=family.name,
         quantization=quantization,
         compute_dtype=str(dtype).removeprefix("torch."),
         device=_device_name(device),
@@ -107,68 +102,12 @@ def load_model(
     return LoadedModel(
         card=card,
         model=model,
-        tokenizer=tokenizer,
-        template=template,
-        bos_token_id=adapter.bos_token_id if adapter else None,
-        stop_token_ids=stop_token_ids,
+        tokenizer=family.tokenizer,
+        template=family.template,
+        bos_token_id=family.bos_token_id,
+        stop_token_ids=family.stop_token_ids,
         kv_tokens=_kv_tokens(plan, card, available),
         lora=lora,
-    )
-
-
-def _find_adapter(
-    source: ModelSource, settings: ModelSettings, registry: AdapterRegistry
-) -> BaseLLMAdapter | None:
-    if settings.adapter:
-        logger.info("family %s: named by GUANACO_ADAPTER", settings.adapter)
-        try:
-            return registry.get(settings.adapter)
-        except UnknownModelError:
-            raise ConfigurationError(
-                f"GUANACO_ADAPTER={settings.adapter} is no family; known: "
-                f"{', '.join(registry.names)}"
-            ) from None
-    for name in source.family_names:
-        try:
-            adapter = registry.find(name)
-        except UnknownModelError:
-            continue
-        logger.info("family %s: found in the name %s", adapter.name, name)
-        return adapter
-    return None
-
-
-def _load_tokenizer(source: ModelSource, adapter: BaseLLMAdapter | None) -> Any:  # noqa: ANN401
-    kind: Any = AutoTokenizer
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if adapter and adapter.tokenizer_class:
-        kind = getattr(transformers, adapter.tokenizer_class)
-        options = dict(adapter.special_tokens)
-    folders = [source.lora_path, source.model_path] if source.lora_path else [source.model_path]
-    for folder in folders:
-        if any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model")):
-            try:
-                return kind.from_pretrained(folder, local_files_only=True, **options)
-            except Exception as error:  # tokenizers raises bare exceptions at a damaged file
-                raise ModelLoadError(f"the tokenizer in {folder} is damaged: {error}") from error
-    raise ModelLoadError(f"{source.model_path} holds no tokenizer.json and no tokenizer.model")
-
-
-def _template(
-    source: ModelSource,
-    adapter: BaseLLMAdapter | None,
-    tokenizer: Any,  # noqa: ANN401
-    registry: AdapterRegistry,
-) -> PromptTemplate:
-    if adapter:
-        return adapter.template
-    if tokenizer.chat_template:
-        logger.info("no family matches %s: its own chat template is used", source.name)
-        return OwnTemplate(tokenizer.apply_chat_template)
-    raise UnknownModelError(
-        source.name,
-        known=registry.names,
-        remedy="Its tokenizer ships no chat template; name a family with GUANACO_ADAPTER.",
     )
 
 
@@ -285,21 +224,6 @@ def _load_weights(
     if gpus and spilled:
         raise ModelLoadError(f"parts of the model fell to {', '.join(spilled)}: too little memory")
     return model
-
-
-def _stop_token_ids(
-    model: Any,  # noqa: ANN401
-    tokenizer: Any,  # noqa: ANN401
-    adapter: BaseLLMAdapter | None,
-) -> frozenset[int]:
-    if adapter and adapter.stop_token_ids:
-        stated: list[Any] = [*adapter.stop_token_ids]
-    else:
-        stated = [tokenizer.eos_token_id]
-    for owner in (model.config, model.generation_config):
-        eos = getattr(owner, "eos_token_id", None)
-        stated += eos if isinstance(eos, list) else [eos]
-    return frozenset(int(i) for i in stated if i is not None)
 
 
 def _kv_tokens(plan: MemoryPlan, card: ModelCard, available: int) -> int:

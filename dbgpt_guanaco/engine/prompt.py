@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from dbgpt_guanaco.adapters.encoding import TextEncoder
 from dbgpt_guanaco.errors import InvalidRequestError, PromptTooLongError
 from dbgpt_guanaco.types import GenerationRequest
 
@@ -13,13 +14,9 @@ MAX_CHARACTERS_PER_TOKEN = 64
 class PromptEncoder:
     """Makes token ids from prompts.
 
-    Calls the tokenizer's backend directly: transformers' own call sets truncation on the
-    shared object each time, which fails when two threads do it.
-
     Args:
         tokenizer: A fast transformers tokenizer.
-        bos_token_id: Put before every text that wants special tokens; None lets the
-            tokenizer add what its files say.
+        bos_token_id: See ``TextEncoder``.
         context_tokens: Prompt and answer together.
         vocabulary_size: Tokens that the model has embeddings for. A tokenizer may know more:
             Guanaco's adds a pad token that LLaMA's weights lack.
@@ -33,7 +30,8 @@ class PromptEncoder:
         vocabulary_size: int,
     ) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._bos_token_id, self._context_tokens = bos_token_id, context_tokens
+        self._encoder = TextEncoder(tokenizer, bos_token_id)
+        self._context_tokens = context_tokens
         self._size = min(len(tokenizer), vocabulary_size)
         self._first_id = tokenizer.bos_token_id if bos_token_id is None else bos_token_id
         self._max_characters = context_tokens * MAX_CHARACTERS_PER_TOKEN
@@ -50,14 +48,8 @@ class PromptEncoder:
                 "prompt",
                 f"{len(text)} characters are more than the {self._max_characters} that are read",
             )
-        adds_own = add_special_tokens and self._bos_token_id is None
-        try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=adds_own).ids
-        except (UnicodeEncodeError, TypeError):
-            raise InvalidRequestError("prompt", "holds half a surrogate pair") from None
+        ids = self._encoder.encode(text, add_special_tokens)
         self.check_ids(ids)
-        if add_special_tokens and self._bos_token_id is not None:
-            return ids if ids[:1] == [self._bos_token_id] else [self._bos_token_id, *ids]
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
