@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dbgpt_guanaco.adapters.folder import read_json
+from dbgpt_guanaco.adapters.foreign_code import check_code
 from dbgpt_guanaco.adapters.resolve import checked, find_folder
 from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import EmbeddingSettings
@@ -110,6 +111,8 @@ def _load(name: str, folder: Path, device: str) -> LoadedEmbedder:
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError("GUANACO_EMBEDDING_DEVICE=cuda, but torch sees no GPU")
     checked(folder)
+    for part in (folder, *(path.parent for path in folder.glob("*/config.json"))):
+        check_code(part, is_trusted=False)
     if not (folder / "modules.json").is_file():
         _check_plain_encoder(name, folder)
     # Imported only where it is wanted: it takes seconds.

@@ -8,6 +8,7 @@ import transformers
 from transformers import AutoTokenizer, GenerationConfig
 
 from dbgpt_guanaco.adapters.base import BaseLLMAdapter
+from dbgpt_guanaco.adapters.foreign_code import check_code
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import ModelSource
 from dbgpt_guanaco.adapters.template import OwnTemplate, PromptTemplate
@@ -61,7 +62,7 @@ def find_family(
         UnknownModelError: No family matches and the tokenizer ships no template.
     """
     adapter = _find_adapter(source, settings, registry)
-    tokenizer = _load_tokenizer(source, adapter)
+    tokenizer = _load_tokenizer(source, adapter, trusts_code=settings.trust_remote_code)
     own_eos = tokenizer.eos_token_id
     return Family(
         name=adapter.name if adapter else OWN_TEMPLATE,
@@ -95,15 +96,18 @@ def _find_adapter(
     return None
 
 
-def _load_tokenizer(source: ModelSource, adapter: BaseLLMAdapter | None) -> Any:  # noqa: ANN401
+def _load_tokenizer(
+    source: ModelSource, adapter: BaseLLMAdapter | None, *, trusts_code: bool
+) -> Any:  # noqa: ANN401
     kind: Any = AutoTokenizer
-    options: dict[str, Any] = {"trust_remote_code": False}
+    options: dict[str, Any] = {"trust_remote_code": trusts_code}
     if adapter and adapter.tokenizer_class:
         kind = getattr(transformers, adapter.tokenizer_class)
         options = dict(adapter.special_tokens)
     folders = [source.lora_path, source.model_path] if source.lora_path else [source.model_path]
     for folder in folders:
         if any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model")):
+            check_code(folder, is_trusted=trusts_code)
             try:
                 return kind.from_pretrained(folder, local_files_only=True, **options)
             except Exception as error:  # tokenizers raises bare exceptions at a damaged file

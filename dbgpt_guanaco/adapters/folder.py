@@ -1,13 +1,16 @@
 """What is in a model's folder, told from names and small JSON files."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from dbgpt_guanaco.errors import ModelLoadError
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+SAFETENSORS = ".safetensors"
+# A tokenizer's file may be larger, but is not read here.
+MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
 def is_lora(folder: Path) -> bool:
@@ -25,9 +28,22 @@ def weight_files(folder: Path) -> list[Path]:
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ModelLoadError(f"{folder / INDEX} is damaged: it has no weight_map")
-        return [folder / name for name in sorted(set(map(str, weight_map.values())))]
+        return [
+            folder / name for name in sorted({_file_name(folder, n) for n in weight_map.values()})
+        ]
     # A shard without its index is no model: a conversion or a download ended early.
     return [folder / WHOLE]
+
+
+def _file_name(folder: Path, name: object) -> str:
+    """Return a name that an index gives to a file, if it is one: a path could lead anywhere."""
+    text = name if isinstance(name, str) else ""
+    is_plain = text == PurePath(text).name and text.isprintable() and "\\" not in text
+    if not is_plain or not text.endswith(SAFETENSORS):
+        raise ModelLoadError(
+            f"{folder / INDEX} is damaged: {name!r} is not the name of a safetensors file beside it"
+        )
+    return text
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -47,9 +63,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelLoadError: The file is damaged.
     """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ModelLoadError(f"{path} is damaged: it is larger than {MAX_JSON_BYTES} bytes")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ModelLoadError(f"{path} is damaged: it is not JSON; fetch it again") from None
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path} is damaged: it is not a JSON object; fetch it again")

@@ -67,12 +67,12 @@ def load_model(
         ModelLoadError: The files cannot be served; ``OutOfMemoryError`` if they do not fit.
         UnknownModelError: No family matches and the tokenizer ships no template.
     """
-    config = read_config(source.model_path)
+    config = read_config(source.model_path, trusts_code=settings.trust_remote_code)
     family = find_family(source, config, settings, registry)
     device = _device(settings)
     dtype = compute_dtype(settings.compute_dtype, device)
     quantization = _quantization(config, settings, source, dtype)
-    shape = shape_of(config)
+    shape = shape_of(config, trusts_code=settings.trust_remote_code)
     tensor_headers(weight_files(source.model_path))  # a file that was cut short is found here
     context_tokens = _context_tokens(shape, settings)
     plan = plan_memory(shape, quantization, on_cuda=device.type == "cuda", lora=source.lora_path)
@@ -206,7 +206,7 @@ def _load_weights(
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=settings.trust_remote_code,
             **placement,
         )
     except torch.OutOfMemoryError as error:

@@ -23,7 +23,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from dbgpt_guanaco.adapters.demo import ensure_demo_model
 from dbgpt_guanaco.adapters.folder import WHOLE, is_lora, missing_files, read_json
-from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
+from dbgpt_guanaco.errors import ConfigurationError, ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import DEMO_MODEL, ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -78,45 +78,69 @@ class ModelSource:
     family_names: tuple[str, ...]
 
 
-def resolve(settings: ModelSettings) -> ModelSource:
+def resolve(settings: ModelSettings, *, may_fetch: bool = True) -> ModelSource:
     """Find the model that the settings name, and its base if it is a LoRA.
+
+    Args:
+        settings: Name it.
+        may_fetch: What is not here may be fetched from the hub, or made from its package.
 
     Raises:
         ModelNotFoundError: It is nowhere; the text says where it was looked for.
         ModelLoadError: A folder was found, but what is in it cannot be served.
+        ConfigurationError: Its code is to be trusted, but it came straight from the hub.
     """
+    source = _resolve(settings, may_fetch=may_fetch)
+    if settings.trust_remote_code:
+        for folder in filter(None, (source.model_path, source.lora_path)):
+            _refuse_unread_code(folder)
+    return source
+
+
+def _refuse_unread_code(folder: Path) -> None:
+    """Refuse to trust code of the hub's newest revision: what was read is another one's."""
+    if folder.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
+        raise ConfigurationError(
+            "GUANACO_TRUST_REMOTE_CODE runs code from a folder of yours only, because the hub's "
+            f"may change. Fetch the revision whose code you have read:  {command('hf')} download "
+            "org/name --revision COMMIT --local-dir models/name"
+        )
+
+
+def _resolve(settings: ModelSettings, *, may_fetch: bool) -> ModelSource:
     name = Path(settings.name).name
     if name in ("", ".."):  # a way to a folder, and no name for it
         name = Path(settings.name).resolve().name
     known = KNOWN_MODELS.get(settings.name)
-    found = _find(settings.name, settings)
+    found = _find(settings.name, settings, may_fetch=may_fetch)
     if not is_lora(found):
-        lora = find_lora(settings.lora, settings) if settings.lora else None
+        lora = find_lora(settings.lora, settings, may_fetch=may_fetch) if settings.lora else None
         names = (settings.lora, settings.name) if settings.lora else (settings.name,)
         return ModelSource(name, checked(found), lora, tuple(map(str, names)))
     if settings.lora:
         raise ModelLoadError(f"LLM_MODEL={settings.name} is a LoRA itself; drop GUANACO_LORA")
     base = settings.base_model or (known.base if known and known.base else _base_of(found))
-    return ModelSource(name, checked(_find(base, settings)), found, (settings.name, base))
+    base_path = checked(_find(base, settings, may_fetch=may_fetch))
+    return ModelSource(name, base_path, found, (settings.name, base))
 
 
-def find_lora(name: str, settings: ModelSettings) -> Path:
+def find_lora(name: str, settings: ModelSettings, *, may_fetch: bool = True) -> Path:
     """Return the folder of a LoRA that is to be laid on another model.
 
     Raises:
         ModelNotFoundError: It is nowhere; the text says where it was looked for.
         ModelLoadError: A folder was found, but there is no LoRA in it.
     """
-    folder = _find(name, settings)
+    folder = _find(name, settings, may_fetch=may_fetch)
     if not is_lora(folder):
         raise ModelLoadError(f"GUANACO_LORA={name}: {folder} holds no LoRA weights")
     return folder
 
 
-def _find(name: str, settings: ModelSettings) -> Path:
+def _find(name: str, settings: ModelSettings, *, may_fetch: bool) -> Path:
     known = {known_name: known.hub for known_name, known in KNOWN_MODELS.items()}
     demo = partial(ensure_demo_model, settings.models_dir / DEMO_MODEL)
-    return find_folder(name, settings.models_dir, known, {DEMO_MODEL: demo})
+    return find_folder(name, settings.models_dir, known, {DEMO_MODEL: demo}, may_fetch=may_fetch)
 
 
 def find_folder(
@@ -124,6 +148,8 @@ def find_folder(
     models_dir: Path,
     known: Mapping[str, str],
     packaged: Mapping[str, Callable[[], Path]],
+    *,
+    may_fetch: bool = True,
 ) -> Path:
     """Return the folder of one model, base, LoRA or embedding model; fetch it if it must be.
 
@@ -132,6 +158,7 @@ def find_folder(
         models_dir: Where models are kept.
         known: Known names → hub names.
         packaged: Known names whose weights come in a Python package → what finds them there.
+        may_fetch: What is not here may be fetched, or made from its package.
 
     Raises:
         ModelNotFoundError: It is nowhere; the text says where it was looked for.
@@ -143,7 +170,7 @@ def find_folder(
             logger.info("%s: found in %s", name, folder)
             return folder
         looked_in.append(f"folder {folder}{' (it is empty)' if folder.is_dir() else ''}")
-    if name in packaged:
+    if name in packaged and may_fetch:
         return packaged[name]()
     hub = known.get(name, name)
     if not _is_hub_name(hub):
@@ -153,18 +180,29 @@ def find_folder(
             _did_you_mean(name, known)
             + "Put the model's folder there, or name it as org/name to fetch it from the hub.",
         )
+    if cached := _find_cached(hub):
+        logger.info("%s: found in the hub's cache, %s", name, cached)
+        return cached
+    looked_in.append(f"hub cache {constants.HF_HUB_CACHE}, as {hub}")
+    if not may_fetch:
+        raise ModelNotFoundError(name, looked_in, how_to_fetch(name, hub, models_dir))
     return _fetch(name, hub, looked_in, models_dir)
 
 
-def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
+def _find_cached(hub: str) -> Path | None:
     try:
         cached = Path(snapshot_download(hub, local_files_only=True, allow_patterns=LORA_FILES))
-        if is_lora(cached) or not missing_files(cached):
-            logger.info("%s: found in the hub's cache, %s", name, cached)
-            return cached
     except LocalEntryNotFoundError:
-        pass
-    looked_in = [*looked_in, f"hub cache {constants.HF_HUB_CACHE}, as {hub}"]
+        return None
+    return cached if is_lora(cached) or not missing_files(cached) else None
+
+
+def how_to_fetch(name: str, hub: str, models_dir: Path) -> str:
+    """Return the command that brings a model to this machine."""
+    return f"Fetch it with:  {command('hf')} download {hub} --local-dir {models_dir / name}"
+
+
+def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
     try:
         if constants.HF_HUB_OFFLINE:
             looked_in.append("the hub was not asked: HF_HUB_OFFLINE is set")
@@ -184,7 +222,7 @@ def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
             name,
             looked_in,
             "Where the hub is out of reach, HF_ENDPOINT=https://… names a mirror. "
-            f"Fetch it with:  {command('hf')} download {hub} --local-dir {models_dir / name}",
+            + how_to_fetch(name, hub, models_dir),
         ) from None
 
 
@@ -223,7 +261,14 @@ def _base_of(lora: Path) -> str:
         raise ModelLoadError(
             f"{lora}/adapter_config.json names no base model; name it with GUANACO_BASE_MODEL"
         )
-    return str(base)
+    base = str(base)
+    # Written by whoever made the LoRA: it may name a folder or the hub, but not climb.
+    if ".." in Path(base).parts or "\\" in base or not base.isprintable():
+        raise ModelLoadError(
+            f"{lora}/adapter_config.json names {base!r} as its base, which is no folder and no hub "
+            "name; name the base with GUANACO_BASE_MODEL"
+        )
+    return base
 
 
 def checked(folder: Path) -> Path:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import AutoHfQuantizer
 
+from dbgpt_guanaco.adapters.shapes import read_config
 from dbgpt_guanaco.checkpoints.source import SourceModel
 from dbgpt_guanaco.errors import ModelLoadError
 
@@ -20,8 +21,8 @@ def meta_model(folder: Path) -> Any:  # noqa: ANN401
     Raises:
         ModelLoadError: Its config cannot be used.
     """
+    config = read_config(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises what it likes at a damaged file

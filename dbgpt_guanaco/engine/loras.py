@@ -85,11 +85,7 @@ class LoraShelf:
             ConfigurationError: The name is taken, or there are too many.
             ModelLoadError: It cannot be read, does not fit the base, or not the memory.
         """
-        folder = (self._folder / path).resolve()
-        if not folder.is_relative_to(self._folder) or folder == self._folder:
-            raise InvalidRequestError("lora_path", "leads out of the folder that LoRAs are kept in")
-        if not is_lora(folder):
-            raise InvalidRequestError("lora_path", "there is no LoRA of that name")
+        folder = await asyncio.to_thread(find_below, self._folder, path)
         await asyncio.to_thread(self.add, name, folder)
 
     def add(self, name: str, folder: Path) -> LoraModel:
@@ -147,3 +143,34 @@ class LoraShelf:
             return self._registry.find(name)
         except UnknownModelError:
             return None
+
+
+def find_below(root: Path, path: str) -> Path:
+    """Return the folder of a LoRA that a client names by its path below a folder.
+
+    Args:
+        root: Nothing outside it is looked at, whatever links lie in it.
+        path: Of the client's choice.
+
+    Raises:
+        InvalidRequestError: The path leads elsewhere, or there is no LoRA.
+    """
+    if not path.isprintable() or "\\" in path:
+        raise _refusal("is no path below the folder that LoRAs are kept in")
+    try:
+        folder = (root / path).resolve()
+        if folder == root or not folder.is_relative_to(root):
+            raise _refusal("leads out of the folder that LoRAs are kept in")
+        # Links in it too: what they lead to would be read, and an error would tell of it.
+        if not all(file.resolve().is_relative_to(root) for file in folder.glob("*")):
+            raise _refusal("holds a link that leads out of the folder that LoRAs are kept in")
+        is_there = is_lora(folder)
+    except (OSError, RuntimeError):  # a name too long for the file system, links in a circle
+        is_there = False
+    if not is_there:
+        raise _refusal("there is no LoRA of that name")
+    return folder
+
+
+def _refusal(problem: str) -> InvalidRequestError:
+    return InvalidRequestError("lora_path", problem)

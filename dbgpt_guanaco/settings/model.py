@@ -33,6 +33,9 @@ class ModelSettings(Group):
     quantize_qlora: bool | None = setting("QUANTIZE_QLORA", None, "DB-GPT's 4-bit switch")
     quantize_4bit: bool | None = setting("QUANTIZE_4BIT", None, "DB-GPT's later 4-bit switch")
     quantize_8bit: bool | None = setting("QUANTIZE_8BIT", None, "DB-GPT's 8-bit switch")
+    trust_remote_code: bool = setting(
+        "GUANACO_TRUST_REMOTE_CODE", False, "run Python code that LLM_MODEL's folder brings"
+    )
     compute_dtype: Literal["auto", "bfloat16", "float16"] = setting(
         "GUANACO_COMPUTE_DTYPE", "auto", "dtype of the arithmetic"
     )

@@ -441,3 +441,62 @@ def test_a_damaged_lora_config_is_one_clear_error(tmp_path: Path) -> None:
 def test_a_name_that_is_nearly_known_is_guessed_in_the_message() -> None:
     with pytest.raises(ModelNotFoundError, match="Did you mean guanaco-7b"):
         resolve(ModelSettings(name="guanco-7b"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.safetensors",
+        "/etc/outside.safetensors",
+        "sub/outside.safetensors",
+        "..\\outside.safetensors",
+        "outside\0.safetensors",
+        "config.json",
+        "",
+        7,
+        ["outside.safetensors"],
+    ],
+)
+def test_an_index_names_files_beside_it_and_nothing_else(tmp_path: Path, name: object) -> None:
+    folder = make_sharded(tmp_path / "model", present=[1], count=1)
+    (tmp_path / "outside.safetensors").write_text("{}")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+
+    with pytest.raises(ModelLoadError, match=r"index\.json is damaged: .* is not the name"):
+        resolve(ModelSettings(name=str(folder)))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000])
+def test_json_that_is_nested_too_deeply_is_damaged(tmp_path: Path, text: str) -> None:
+    folder = make_sharded(tmp_path / "model", present=[1], count=1)
+    (folder / "model.safetensors.index.json").write_text(text)
+
+    with pytest.raises(ModelLoadError, match=r"index\.json is damaged"):
+        resolve(ModelSettings(name=str(folder)))
+
+
+def test_json_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+    folder = make_sharded(tmp_path / "model", present=[1], count=1)
+    with (folder / "model.safetensors.index.json").open("wb") as file:
+        file.truncate(2**40)  # sparse: it takes no room on the disk
+
+    with pytest.raises(ModelLoadError, match="larger than"):
+        resolve(ModelSettings(name=str(folder)))
+
+
+@pytest.mark.parametrize("base", ["../base", "models/../../base", "..\\base", "org/base\0", "a\nb"])
+def test_the_base_that_a_lora_names_does_not_climb(base: str) -> None:
+    make_lora("models/my-lora", base=base)
+    make_model("base")
+
+    with pytest.raises(ModelLoadError, match="name the base with GUANACO_BASE_MODEL"):
+        resolve(ModelSettings(name="my-lora"))
+
+
+@pytest.mark.parametrize("name", ["org/name", "guanaco-33b-merged", DEMO_MODEL])
+def test_what_may_not_be_fetched_is_not_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve_module, "snapshot_download", only_the_cache)
+    monkeypatch.setattr(resolve_module, "ensure_demo_model", refuse_any_hub_call)
+
+    with pytest.raises(ModelNotFoundError, match=r"Fetch it with:  .*hf download"):
+        resolve(ModelSettings(name=name), may_fetch=False)
