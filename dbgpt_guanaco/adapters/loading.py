@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -15,7 +14,7 @@ from dbgpt_guanaco.adapters.family import find_family
 from dbgpt_guanaco.adapters.folder import weight_files
 from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.lora import Lora, read_lora
-from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
+from dbgpt_guanaco.adapters.memory import MemoryPlan, free_memory_bytes, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import ModelSource
@@ -57,6 +56,32 @@ class LoadedModel:
     lora: Lora | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """How a model is to be loaded, known before a weight is read.
+
+    Attributes:
+        context_tokens: Prompt and answer together.
+        memory: What it will take.
+        available_bytes: What is free on the device.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    quantization: Quantization
+    context_tokens: int
+    memory: MemoryPlan
+    available_bytes: int
+
+    def check(self) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            OutOfMemoryError: With every number, and what would fit.
+        """
+        self.memory.check(self.context_tokens, self.available_bytes, str(self.device))
+
+
 def load_model(
     source: ModelSource, settings: ModelSettings, registry: AdapterRegistry
 ) -> LoadedModel:
@@ -69,20 +94,16 @@ def load_model(
     """
     config = read_config(source.model_path, trusts_code=settings.trust_remote_code)
     family = find_family(source, config, settings, registry)
-    device = _device(settings)
-    dtype = compute_dtype(settings.compute_dtype, device)
-    quantization = _quantization(config, settings, source, dtype)
-    shape = shape_of(config, trusts_code=settings.trust_remote_code)
-    tensor_headers(weight_files(source.model_path))  # a file that was cut short is found here
-    context_tokens = _context_tokens(shape, settings)
-    plan = plan_memory(shape, quantization, on_cuda=device.type == "cuda", lora=source.lora_path)
-    available = _available_bytes(device, settings)
-    plan.check(context_tokens, available, str(device))
+    plan = plan_loading(source, config, settings)
+    plan.check()
 
-    logger.info("loading %s as %s, %s arithmetic, on %s", source.name, quantization, dtype, device)
-    model = _load_weights(source.model_path, config, quantization, dtype, device, settings)
-    lora = read_lora(source.lora_path, model, dtype) if source.lora_path else None
-    if device.type == "cpu":
+    logger.info(
+        "loading %s as %s, %s arithmetic, on %s",
+        source.name, plan.quantization, plan.dtype, plan.device,
+    )  # fmt: skip
+    model = _load_weights(source.model_path, config, plan, settings)
+    lora = read_lora(source.lora_path, model, plan.dtype) if source.lora_path else None
+    if plan.device.type == "cpu":
         flatten_inputs(model)
     model.eval()
     model.requires_grad_(False)
@@ -92,10 +113,10 @@ def load_model(
         name=source.name,
         aliases=settings.aliases,
         family=family.name,
-        quantization=quantization,
-        compute_dtype=str(dtype).removeprefix("torch."),
-        device=_device_name(device),
-        context_tokens=context_tokens,
+        quantization=plan.quantization,
+        compute_dtype=str(plan.dtype).removeprefix("torch."),
+        device=_device_name(plan.device),
+        context_tokens=plan.context_tokens,
         weight_bytes=int(model.get_memory_footprint()) + (lora.num_bytes if lora else 0),
         lora=source.lora_path.name if source.lora_path else None,
     )
@@ -106,8 +127,35 @@ def load_model(
         template=family.template,
         bos_token_id=family.bos_token_id,
         stop_token_ids=family.stop_token_ids,
-        kv_tokens=_kv_tokens(plan, card, available),
+        kv_tokens=_kv_tokens(plan.memory, card, plan.available_bytes),
         lora=lora,
+    )
+
+
+def plan_loading(source: ModelSource, config: Any, settings: ModelSettings) -> LoadPlan:  # noqa: ANN401
+    """Decide how a model is to be loaded. Of its weights the headers are read.
+
+    Args:
+        source: Where it is.
+        config: Of transformers, for its folder.
+        settings: What was asked for.
+
+    Raises:
+        ConfigurationError: The settings contradict the machine or the checkpoint.
+        ModelLoadError: The files cannot be served.
+    """
+    device = _device(settings)
+    dtype = compute_dtype(settings.compute_dtype, device)
+    quantization = _quantization(config, settings, source, dtype)
+    shape = shape_of(config, trusts_code=settings.trust_remote_code)
+    tensor_headers(weight_files(source.model_path))  # a file that was cut short is found here
+    return LoadPlan(
+        device,
+        dtype,
+        quantization,
+        _context_tokens(shape, settings),
+        plan_memory(shape, quantization, on_cuda=device.type == "cuda", lora=source.lora_path),
+        _available_bytes(device, settings),
     )
 
 
@@ -173,7 +221,7 @@ def _context_tokens(shape: ModelShape, settings: ModelSettings) -> int:
 
 def _available_bytes(device: torch.device, settings: ModelSettings) -> int:
     if device.type == "cpu":
-        return int(psutil.virtual_memory().available)
+        return free_memory_bytes()
     return sum(_gpu_bytes(index, settings) for index in range(torch.cuda.device_count()))
 
 
@@ -185,25 +233,23 @@ def _gpu_bytes(index: int, settings: ModelSettings) -> int:
 def _load_weights(
     folder: Path,
     config: Any,  # noqa: ANN401
-    quantization: Quantization,
-    dtype: torch.dtype,
-    device: torch.device,
+    plan: LoadPlan,
     settings: ModelSettings,
 ) -> Any:  # noqa: ANN401
-    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    gpus = torch.cuda.device_count() if plan.device.type == "cuda" else 0
     placement: dict[str, Any] = {"device_map": {"": 0 if gpus else "cpu"}}
     if gpus > 1:
         max_memory = {i: _gpu_bytes(i, settings) for i in range(gpus)}
         placement = {"device_map": "auto", "max_memory": max_memory}
     is_stored_quantized = getattr(config, "quantization_config", None) is not None
-    wanted = None if is_stored_quantized else quantization_config(quantization, dtype)
+    wanted = None if is_stored_quantized else quantization_config(plan.quantization, plan.dtype)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,
             config=config,
             quantization_config=wanted,
-            dtype=dtype,
+            dtype=plan.dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=settings.trust_remote_code,

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from bitsandbytes.nn.modules import has_avx512bf16
 
 from dbgpt_guanaco.adapters.headers import tensor_headers
@@ -117,6 +118,23 @@ def _matrix_bytes(matrix: Matrix, quantization: Quantization, is_packed: bool) -
 def working_room(*, on_cuda: bool) -> int:
     """Return what a device takes beside weights and what is computed."""
     return CUDA_OVERHEAD_BYTES if on_cuda else CPU_OVERHEAD_BYTES
+
+
+def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the main memory that may still be taken: of the machine, or of its container.
+
+    Linux ends a process that takes more than its container may have, however much the machine
+    has left.
+    """
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return available
+    # The cache of files counts as used, and is given back when it is wanted.
+    return max(0, min(available, limit - used + int(stat.get("inactive_file", 0))))
 
 
 def lora_bytes(folder: Path) -> int:

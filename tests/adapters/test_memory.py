@@ -1,5 +1,7 @@
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from tiny_models import lora_weights, make_bpe_tokenizer, make_lora, make_model, tiny_config
 
@@ -10,6 +12,7 @@ from dbgpt_guanaco.adapters.memory import (
     CUDA_OVERHEAD_BYTES,
     GIB,
     MemoryPlan,
+    free_memory_bytes,
     plan_memory,
 )
 from dbgpt_guanaco.adapters.resolve import ModelSource
@@ -123,3 +126,36 @@ def test_a_context_too_small_to_talk_in_is_not_advised() -> None:
 )
 def test_tokens_that_fit_beside_the_weights(available: int, tokens: int) -> None:
     assert PLAN.kv_tokens(available) == tokens
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cached", "free"),
+    [
+        (str(4 * GIB), 3 * GIB, 0, GIB),
+        (str(4 * GIB), 3 * GIB, 2 * GIB, 3 * GIB),  # files that are only cached are given back
+        (str(4 * GIB), 5 * GIB, 0, 0),
+        (str(64 * GIB), 3 * GIB, 0, 8 * GIB),  # the machine has no more
+        ("max", 3 * GIB, 0, 8 * GIB),
+    ],
+)
+def test_a_container_s_limit_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    used: int,
+    cached: int,
+    free: int,
+) -> None:
+    memory = SimpleNamespace(available=8 * GIB)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
+
+    assert free_memory_bytes(tmp_path) == free
+
+
+def test_without_a_container_the_machine_s_memory_counts(tmp_path: Path) -> None:
+    assert free_memory_bytes(tmp_path / "none") == pytest.approx(
+        psutil.virtual_memory().available, rel=0.2
+    )
