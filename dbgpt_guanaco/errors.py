@@ -34,7 +34,7 @@ class ModelNotFoundError(GuanacoError):
     """A model name that leads to no weights."""
 
     def __init__(self, name: str, looked_in: Iterable[str], remedy: str) -> None:
-        self.looked_in, self.remedy = tuple(looked_in), remedy
+        self.name, self.looked_in, self.remedy = name, tuple(looked_in), remedy
         places = "\n".join(f"  - {place}" for place in self.looked_in)
         super().__init__(f"no model {name!r}. Looked in:\n{places}\n{remedy}")
 

@@ -62,7 +62,7 @@ def load_embedder(settings: EmbeddingSettings, models_dir: Path) -> LoadedEmbedd
     wanted = settings.embedding_model
     if wanted is not None and wanted.lower() == OFF:
         return None
-    if wanted is None and not (models_dir / DEFAULT).is_dir() and find_spec(PACKAGE) is None:
+    if wanted is None and not is_default_there(models_dir):
         logger.info(
             "no embedding model: EMBEDDING_MODEL names none, and %s is not installed; "
             "knowledge bases need one:  %s",
@@ -79,6 +79,11 @@ def load_embedder(settings: EmbeddingSettings, models_dir: Path) -> LoadedEmbedd
     except ModelLoadError as error:
         raise ModelLoadError(f"{error}\n{OTHERWISE}") from None
     return _load(Path(name).name or folder.resolve().name, folder, settings.embedding_device)
+
+
+def is_default_there(models_dir: Path) -> bool:
+    """Say whether the embedding model that is served without being named is on this machine."""
+    return (models_dir / DEFAULT).is_dir() or find_spec(PACKAGE) is not None
 
 
 def _packaged() -> Path:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dbgpt_guanaco.adapters.folder import read_json
+from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,34 @@ def read_lora(folder: Path, base: nn.Module, dtype: torch.dtype) -> Lora:
         raise ModelLoadError(f"the LoRA in {folder} is empty: every B matrix is zero")
     logger.info("LoRA %s: %d matrix pairs, un-merged", folder.name, len(pairs))
     return Lora(folder.name, pairs)
+
+
+def check_fit(folder: Path, base: nn.Module) -> int:
+    """Hold a LoRA against a base by names and shapes; of its weights only the headers are read.
+
+    Args:
+        folder: As peft saves it.
+        base: The model, which needs no weights: it may be on the meta device.
+
+    Returns:
+        How many pairs of A and B there are.
+
+    Raises:
+        ModelLoadError: It is damaged or does not fit.
+    """
+    config = _read_config(folder)
+    weights = folder / "adapter_model.safetensors"
+    tensors = (
+        {n: torch.empty(shape, device="meta") for n, shape, _ in tensor_headers([weights])}
+        if weights.is_file()
+        else _read_tensors(folder)  # a pickle has no header
+    )
+    matrices = _by_layer(folder, tensors)
+    layers = {name: part for name, part in base.named_modules() if isinstance(part, nn.Linear)}
+    _check_layers(folder, config, matrices, layers)
+    for name, (a, b) in matrices.items():
+        _check_shapes(folder, name, a, b, layers[name])
+    return len(matrices)
 
 
 def _read_config(folder: Path) -> LoraConfig:
@@ -201,15 +230,19 @@ def _scale(config: LoraConfig, name: str, rank: int) -> float:
 def _fitted(
     folder: Path, name: str, pair: LoraPair, layer: nn.Linear, dtype: torch.dtype
 ) -> LoraPair:
-    rank = pair.a.shape[0]
-    wanted = ((rank, layer.in_features), (layer.out_features, rank))
-    shapes = (tuple(pair.a.shape), tuple(pair.b.shape))
-    if shapes != wanted or not rank:
-        raise _unfit(folder, f"size mismatch at {name}: A and B are {shapes}, not {wanted}")
+    _check_shapes(folder, name, pair.a, pair.b, layer)
     a, b = (t.to(layer.weight.device, dtype).contiguous() for t in (pair.a, pair.b))
     if not bool(a.isfinite().all() and b.isfinite().all()):
         raise _unfit(folder, f"there are numbers in {name} that are not finite")
     return replace(pair, a=a, b=b)
+
+
+def _check_shapes(folder: Path, name: str, a: Tensor, b: Tensor, layer: nn.Linear) -> None:
+    rank = a.shape[0]
+    wanted = ((rank, layer.in_features), (layer.out_features, rank))
+    shapes = (tuple(a.shape), tuple(b.shape))
+    if shapes != wanted or not rank:
+        raise _unfit(folder, f"size mismatch at {name}: A and B are {shapes}, not {wanted}")
 
 
 def _unfit(folder: Path, why: str) -> ModelLoadError:

@@ -5,6 +5,7 @@ import logging
 import typer
 
 from dbgpt_guanaco.cli.convert import convert
+from dbgpt_guanaco.cli.doctor import doctor
 from dbgpt_guanaco.cli.merge import merge
 from dbgpt_guanaco.cli.quantize import quantize
 from dbgpt_guanaco.cli.serve import serve
@@ -23,5 +24,5 @@ def before() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-for _command in (serve, convert, merge, quantize):
+for _command in (serve, doctor, convert, merge, quantize):
     app.command()(_command)

@@ -30,14 +30,19 @@ _SOURCES = Path(__file__).parent
 
 def why_not() -> str | None:
     """Say why nothing can be compiled for this CPU; None if it may be tried."""
-    missing = [flag for flag in CPU_FLAGS if flag not in _cpu_flags().split()]
-    if missing:
+    if missing := missing_cpu_flags():
         return f"the CPU has no {', '.join(missing)}"
     try:
         _compiler()
     except ConfigurationError as error:
         return str(error)
     return None
+
+
+def missing_cpu_flags() -> list[str]:
+    """Return what the kernels need and this CPU has not."""
+    flags = _cpu_flags().split()
+    return [flag for flag in CPU_FLAGS if flag not in flags]
 
 
 def load(main: str, headers: Sequence[str]) -> ctypes.CDLL:

@@ -1,0 +1,32 @@
+"""Do the LoRAs fit the model? Told from names and shapes, before a weight is read."""
+
+from pathlib import Path
+
+from dbgpt_guanaco.adapters.lora import check_fit
+from dbgpt_guanaco.adapters.resolve import find_lora
+from dbgpt_guanaco.checkpoints.layout import meta_model
+from dbgpt_guanaco.doctor.findings import Finding, failure, ok
+from dbgpt_guanaco.doctor.setup import Setup
+from dbgpt_guanaco.errors import GuanacoError
+
+
+def loras(setup: Setup) -> Finding:
+    """Lay every LoRA that the settings name on the model's modules, without weights."""
+    settings = setup.settings
+    named = list(settings.engine.loras)
+    if not named and not setup.source.lora_path:
+        return ok("none are named")
+    base = meta_model(setup.source.model_path)
+    told, problems = [], []
+    folders: list[tuple[str, Path | None]] = [(name, None) for name, _ in named]
+    if setup.source.lora_path:
+        folders.append((setup.source.lora_path.name, setup.source.lora_path))
+    for name, folder in folders:
+        try:
+            where = folder or find_lora(dict(named)[name], settings.model, may_fetch=False)
+            told.append(f"{name}: {check_fit(where, base)} pairs fit")
+        except GuanacoError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        return failure("\n".join(problems), "take that LoRA out of the settings, or its base in")
+    return ok("; ".join(told))
