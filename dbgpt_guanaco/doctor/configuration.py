@@ -128,7 +128,9 @@ def _unread(text: str) -> Iterator[str]:
     bindings = list(parse_stream(StringIO(text)))
     for binding in bindings:
         if binding.error or (binding.key and binding.value is None):
-            yield f"line {binding.original.line} is not read: write NAME=value"
+            before = binding.original.string.removesuffix(binding.original.string.lstrip())
+            number = binding.original.line + before.count("\n")
+            yield f"line {number} is not read: write NAME=value"
     counted = Counter(b.key for b in bindings if b.key)
     for name, times in counted.items():
         if times > 1:

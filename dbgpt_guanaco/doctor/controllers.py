@@ -96,7 +96,7 @@ def _instances(response: httpx.Response) -> list[dict[str, Any]] | None:
         return None
     is_list = response.status_code == 200 and isinstance(said, list)
     if is_list and all(isinstance(one, dict) and one.keys() >= fields for one in said):
-        return said
+        return list(said)
     return None
 
 
