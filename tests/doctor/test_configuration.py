@@ -77,20 +77,14 @@ def test_what_contradicts_itself_or_is_ignored_is_a_warning(lines: list[str], to
     assert told in finding.text
 
 
-def test_dbgpts_own_keys_are_no_slips() -> None:
-    keys = [
-        "MODEL_SERVER",
-        "LLM_MODEL_PATH",
-        "EMBEDDING_MODEL_PATH",
-        "PROXY_API_KEY",
-        "LOCAL_DB_TYPE",
-        "LLM_MODEL_PROVIDER",
-        "KNOWLEDGE_SEARCH_TOP_SIZE",
-        "MAX_TOKENS",
-        "WEB_SERVER_PORT",
-    ]
+DBGPTS = (
+    "MODEL_SERVER", "LLM_MODEL_PATH", "EMBEDDING_MODEL_PATH", "PROXY_API_KEY", "LOCAL_DB_TYPE",
+    "LLM_MODEL_PROVIDER", "KNOWLEDGE_SEARCH_TOP_SIZE", "MAX_TOKENS", "WEB_SERVER_PORT",
+)  # fmt: skip
 
-    assert configuration.values(write(*(f"{key}=1" for key in keys))).status == "ok"
+
+def test_dbgpts_own_keys_are_no_slips() -> None:
+    assert configuration.values(write(*(f"{key}=1" for key in DBGPTS))).status == "ok"
 
 
 def test_without_a_file_all_is_well() -> None:
