@@ -34,6 +34,13 @@ def tensor_headers(files: Iterable[Path]) -> list[TensorHeader]:
     return [found for path in files for found in _headers_of(path)]
 
 
+def data_bytes(path: Path) -> int:
+    """Return how many bytes of a safetensors file are data and not its header."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    return path.stat().st_size - LENGTH_BYTES - length
+
+
 def _headers_of(path: Path) -> list[TensorHeader]:
     size = path.stat().st_size
     with path.open("rb") as file:

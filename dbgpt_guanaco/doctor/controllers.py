@@ -66,7 +66,8 @@ def _examine(controller: str, cluster: ClusterSettings, listening: tuple[str, in
             f"{here}, which only this machine reaches",
             "set GUANACO_ADVERTISE_HOST to an address that DB-GPT reaches",
         )
-    return ok(f"{here}, beside {len(known)} others" if known else here)
+    others = f", beside {len(known)} other{'s' if len(known) > 1 else ''}" if known else ""
+    return ok(here + others)
 
 
 def _ask(controller: str) -> httpx.Response:

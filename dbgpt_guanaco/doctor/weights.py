@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dbgpt_guanaco.adapters.folder import INDEX, read_json, weight_files
 from dbgpt_guanaco.adapters.foreign_code import check_code, find_code
-from dbgpt_guanaco.adapters.headers import tensor_headers
+from dbgpt_guanaco.adapters.headers import data_bytes, tensor_headers
 from dbgpt_guanaco.adapters.loading import load_config
 from dbgpt_guanaco.checkpoints.shards import file_hash
 from dbgpt_guanaco.doctor.findings import Finding, failure, ok, warning
@@ -16,7 +16,6 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 # Pickled by nature, and no weights.
 HARMLESS = ("training_args.bin", "optimizer.pt", "scheduler.pt")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-DEEP_HINT = "dbgpt-guanaco doctor --deep   # reads all of it and compares checksums"
 
 
 def files(setup: Setup) -> Finding:
@@ -25,17 +24,20 @@ def files(setup: Setup) -> Finding:
     trusts_code = setup.settings.model.trust_remote_code
     load_config(folder, trusts_code=trusts_code)
     shards = weight_files(folder)
-    names = [name for name, _, _ in tensor_headers(shards)]
-    if problem := _against_index(folder, shards, names):
+    tensors = tensor_headers(shards)
+    if problem := _against_index(folder, shards):
         return failure(problem, "fetch the model again")
     if setup.is_deep and (problem := "; ".join(_wrong_checksums(folder, shards))):
         return failure(problem, "fetch these files again")
-    told = f"{len(names)} tensors in {len(shards)} files, {_gib(shards):.2f} GiB"
+    where = "1 file" if len(shards) == 1 else f"{len(shards)} files"
+    told = f"{len(tensors)} tensors in {where}, {_gib(shards):.2f} GiB"
     told += _what_was_compared(folder, shards) if setup.is_deep else ""
     if code := find_code(folder):
         check_code(folder, is_trusted=trusts_code)
         runs = "runs, because GUANACO_TRUST_REMOTE_CODE is on" if trusts_code else "is not run"
         return warning(f"{told}. Its own code {runs}: {'; '.join(map(str, code))}")
+    if problem := _against_size(folder, shards):  # converted by a tool that counts otherwise
+        return warning(f"{told}; {problem}", "compare with the model's page on the hub")
     if pickles := _pickles(folder):
         return warning(
             f"{told}. Pickles beside them are not loaded, and could run code in another program: "
@@ -45,19 +47,28 @@ def files(setup: Setup) -> Finding:
     return ok(told)
 
 
-def _against_index(folder: Path, shards: list[Path], names: list[str]) -> str:
+def _against_index(folder: Path, shards: list[Path]) -> str:
     """Say what the index promises and the files do not hold."""
-    if len(set(names)) != len(names):
-        return f"{folder}: a tensor is in two files"
+    held = {shard.name: {name for name, _, _ in tensor_headers([shard])} for shard in shards}
+    if sum(map(len, held.values())) != len(set().union(*held.values())):
+        return f"{folder}: a tensor is in two files, so one of them is of another model"
     if not (folder / INDEX).is_file():
         return ""
     index = read_json(folder / INDEX)
-    promised = index["weight_map"]
-    for shard in shards:
-        held = {name for name, _, _ in tensor_headers([shard])}
-        wanted = {name for name, file in promised.items() if file == shard.name}
-        if lost := sorted(wanted - held):
-            return f"{shard} lacks {len(lost)} tensors that {INDEX} promises, such as {lost[0]}"
+    for file, names in held.items():
+        promised = {name for name, named in index["weight_map"].items() if named == file}
+        if lost := sorted(promised - names):
+            return f"{file} lacks {len(lost)} tensors that {INDEX} promises, such as {lost[0]}"
+    return ""
+
+
+def _against_size(folder: Path, shards: list[Path]) -> str:
+    """Say by how much the files' size differs from what the index says."""
+    metadata = read_json(folder / INDEX).get("metadata") if (folder / INDEX).is_file() else None
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    found = sum(map(data_bytes, shards))
+    if isinstance(total, int) and total != found:
+        return f"they hold {found} bytes of tensors, and {INDEX} says {total}"
     return ""
 
 

@@ -1,0 +1,87 @@
+"""LoRAs that fit their base and LoRAs that do not, told from headers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import lora_weights, make_lora, make_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from dbgpt_guanaco.doctor.__main__ import run_check
+from dbgpt_guanaco.doctor.findings import Finding
+from dbgpt_guanaco.doctor.setup import Setup
+from dbgpt_guanaco.settings import EngineSettings, ModelSettings, Settings
+
+# peft asks transformers for an attribute that has a new name.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def base() -> Path:
+    return make_model(Path("models/base"))
+
+
+def examined(lora: str | None = None, **loras: str) -> Finding:
+    settings = Settings(
+        model=ModelSettings(name="base", lora=lora),
+        engine=EngineSettings(loras=tuple(loras.items())),
+    )
+    return run_check("dbgpt_guanaco.doctor.loras.loras", Setup(settings=settings))
+
+
+def test_none_is_right() -> None:
+    assert examined().text == "none are named"
+
+
+def test_those_that_fit_are_told() -> None:
+    make_lora(Path("models/one"))
+    make_lora(Path("models/two"), kind="bin")
+
+    assert examined("one", sql="two").text == "sql: 2 pairs fit; one: 2 pairs fit"
+
+
+def test_one_for_a_wider_base_is_a_failure() -> None:
+    make_lora(Path("models/wide"), lora_weights(width=96))
+    make_lora(Path("models/good"))
+
+    finding = examined(sql="wide", fr="good")
+
+    assert finding.status == "failure"
+    assert "sql: the LoRA in models/wide does not fit its base: size mismatch" in finding.text
+    assert "fr" not in finding.text
+
+
+def test_one_for_more_layers_is_a_failure() -> None:
+    weights = lora_weights()
+    more = {name.replace("layers.1", "layers.7"): t.clone() for name, t in weights.items()}
+    make_lora(Path("models/deep"), more | weights)
+
+    assert "layers that the base has not" in examined(sql="deep").text
+
+
+def test_one_that_is_cut_short_is_a_failure() -> None:
+    path = make_lora(Path("models/cut")) / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    assert "is cut short" in examined(sql="cut").text
+
+
+def test_one_that_is_nowhere_is_a_failure() -> None:
+    assert "no model 'no-such'" in examined(sql="no-such").text
+
+
+def test_a_quantized_base_has_the_same_layers(base: Path) -> None:
+    stored = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=stored, device_map={"": "cpu"}
+    )
+    model.save_pretrained(base)  # before any forward, which may repack the weights
+    make_lora(Path("models/one"))
+    make_lora(Path("models/wide"), lora_weights(width=96))
+
+    assert examined(sql="one").status == "ok"
+    assert examined(sql="wide").status == "failure"
