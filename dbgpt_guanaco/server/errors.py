@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -123,9 +123,12 @@ def _place(location: Sequence[str | int]) -> str:
     return written
 
 
+# The framework gives each handler errors of its own kind, and types them all as exceptions.
+
+
 async def on_guanaco_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a deliberate error."""
-    assert isinstance(error, errors.GuanacoError)
+    error = cast(errors.GuanacoError, error)
     status = status_of(error)
     log_refusal(request, status, type(error).__name__, getattr(error, "parameter", None))
     return JSONResponse(as_body(error), status, headers_of(status))
@@ -133,15 +136,14 @@ async def on_guanaco_error(request: Request, error: Exception) -> JSONResponse:
 
 async def on_validation_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a body that is not what the route takes."""
-    assert isinstance(error, RequestValidationError)
-    message, parameter = explain_validation(error.errors())
+    message, parameter = explain_validation(cast(RequestValidationError, error).errors())
     log_refusal(request, 400, "invalid body", parameter)
     return JSONResponse(error_body(message, 400, parameter=parameter), 400)
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an unknown path, a wrong method, a body that is too large."""
-    assert isinstance(error, HTTPException)
+    error = cast(HTTPException, error)
     message = str(error.detail)
     if error.status_code in (404, 405):
         message = f"there is no {request.method} {request.url.path}; /openapi.json lists the paths"
