@@ -6,6 +6,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent.parent / "dbgpt_guanaco"
 
+# Classes of transformers that look for code in a model's folder.
+AUTO = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor")
+
 Rule = Callable[[ast.AST], bool]
 
 
@@ -57,17 +60,15 @@ def any_of(*rules: Rule) -> Rule:
 
 
 def _loads_a_pickle(node: ast.AST) -> bool:
-    is_used = isinstance(node, ast.Attribute) and name_of(node.value) == "pickle"
-    return is_used and isinstance(node, ast.Attribute) and not node.attr.endswith("Error")
+    if not isinstance(node, ast.Attribute) or name_of(node.value) != "pickle":
+        return False
+    return not node.attr.endswith("Error")
 
 
 def _torch_load_of_anything(node: ast.AST) -> bool:
-    is_load = isinstance(node, ast.Call) and name_of(node.func) == "torch.load"
-    return (
-        is_load
-        and isinstance(node, ast.Call)
-        and not is_constant(keyword(node, "weights_only"), True)
-    )
+    if not isinstance(node, ast.Call) or name_of(node.func) != "torch.load":
+        return False
+    return not is_constant(keyword(node, "weights_only"), True)
 
 
 def _has_true(name: str) -> Rule:
@@ -90,7 +91,7 @@ def is_constant_text(node: ast.expr | None, text: str) -> bool:
 
 def _from_pretrained_unsaid(node: ast.AST) -> bool:
     """Match an Auto class that may ask the terminal whether to run code."""
-    if not isinstance(node, ast.Call) or not name_of(node.func).startswith("Auto"):
+    if not isinstance(node, ast.Call) or not name_of(node.func).startswith(AUTO):
         return False
     loads = name_of(node.func).endswith((".from_pretrained", ".from_config"))
     has_options = any(k.arg is None for k in node.keywords)  # **options, which say so themselves
@@ -137,10 +138,12 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
         any_of(imports("jinja2", "mako"), calls("from_string")), frozenset()
     ),
     # To whom this package speaks: controllers, the hub, itself, and from DB-GPT the server.
+    # (surroundings.py reads from urllib which proxies are set.)
     "HTTP clients": (
         imports("httpx", "requests", "aiohttp", "urllib.request", "urllib3", "http.client"),
         frozenset({"server/registration.py", "doctor/port.py", "doctor/model.py",
-                   "doctor/controllers.py", "dbgpt_plugin/connection.py"}),
+                   "doctor/controllers.py", "doctor/surroundings.py",
+                   "dbgpt_plugin/connection.py"}),
     ),
     "the hub": (
         imports("huggingface_hub"),
@@ -154,7 +157,8 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
     "files sent or taken over HTTP": (
         any_of(
             calls("FileResponse", "StaticFiles", "UploadFile", "File", "Form"),
-            imports("starlette.staticfiles", "multipart", "python_multipart", "starlette.formparsers"),
+            imports("starlette.staticfiles", "starlette.formparsers"),
+            imports("multipart", "python_multipart"),
             calls("form"),
         ),
         frozenset(),

@@ -1,6 +1,7 @@
 """Every line of the package, held against what none of them may do."""
 
 import ast
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -37,7 +38,8 @@ FORBIDDEN = {
         "import torch.distributed", "from torch import distributed",
     ],
     "torch.load of anything but weights": [
-        "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=x)",
+        "torch.load(path)", "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=x)",
     ],
     "trust_remote_code": [
         "AutoConfig.from_pretrained(path, trust_remote_code=True)", "{'trust_remote_code': True}",
@@ -52,17 +54,20 @@ FORBIDDEN = {
                                            "__import__(name)"],
     "native libraries": ["ctypes.CDLL(path)", "CDLL(path)"],
     "templates": ["import jinja2", "environment.from_string(text)"],
-    "HTTP clients": ["import httpx", "from urllib.request import urlopen", "from urllib import request"],
+    "HTTP clients": ["import httpx", "from urllib.request import urlopen",
+                     "from urllib import request"],
     "the hub": ["from huggingface_hub import snapshot_download"],
     "sockets": ["import socket"],
-    "files sent or taken over HTTP": ["FileResponse(path)", "await request.form()", "body: UploadFile = File()"],
+    "files sent or taken over HTTP": ["FileResponse(path)", "await request.form()",
+                                      "body: UploadFile = File()"],
     "unsafe temporary files": ["tempfile.mktemp()"],
     "assert": ["assert request.is_admin"],
 }  # fmt: skip
 HARMLESS = {
     "eval and exec": ["model.eval()", "re.compile(text)"],
     "pickle": ["except pickle.UnpicklingError: pass", "import pickle", "numpy.load(file)"],
-    "torch.load of anything but weights": ["torch.load(path, weights_only=True)", "json.load(file)"],
+    "torch.load of anything but weights": ["torch.load(path, weights_only=True)",
+                                           "json.load(file)"],
     "trust_remote_code": ["f(trust_remote_code=False)", "f(trust_remote_code=settings.trust)"],
     "an unsaid trust_remote_code": [
         "AutoTokenizer.from_pretrained(path, trust_remote_code=False)",
@@ -75,23 +80,22 @@ HARMLESS = {
 
 
 def parsed(text: str) -> ast.Module:
-    return ast.parse(
-        f"async def f():\n try: 1\n {text}"
-        if text.startswith("except")
-        else f"async def f():\n {text}"
-    )
+    before = "try: 1\n " if text.startswith("except") else ""
+    return ast.parse(f"async def f():\n {before}{text}")
 
 
-@pytest.mark.parametrize(
-    ("rule", "text"), [(r, t) for r, texts in FORBIDDEN.items() for t in texts]
-)
+def cases(texts: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    return [(rule, text) for rule, listed in texts.items() for text in listed]
+
+
+@pytest.mark.parametrize(("rule", "text"), cases(FORBIDDEN))
 def test_a_rule_finds_what_it_is_for(rule: str, text: str) -> None:
     matches = SERVER_RULES[rule] if rule in SERVER_RULES else RULES[rule][0]
 
     assert list(violations(parsed(text), matches))
 
 
-@pytest.mark.parametrize(("rule", "text"), [(r, t) for r, texts in HARMLESS.items() for t in texts])
+@pytest.mark.parametrize(("rule", "text"), cases(HARMLESS))
 def test_a_rule_finds_nothing_else(rule: str, text: str) -> None:
     assert not list(violations(parsed(text), RULES[rule][0]))
 
