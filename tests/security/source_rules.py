@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent.parent / "dbgpt_guanaco"
@@ -176,6 +177,7 @@ def violations(tree: ast.AST, rule: Rule) -> Iterator[int]:
             yield getattr(node, "lineno", 0)
 
 
+@cache
 def modules() -> Mapping[str, ast.Module]:
     """Return every module of the package by its path."""
     return {
