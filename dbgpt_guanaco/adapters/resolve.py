@@ -34,6 +34,8 @@ MODEL_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "*.txt"]
 OTHER_FORMATS = ["consolidated*", "original/*"]
 LORA_FILES = [*MODEL_FILES, "adapter_model.bin"]
 HUB_TIMEOUT_S = 10
+# What stands before the command that brings a model here.
+FETCH = "Fetch it with:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ def _find_cached(hub: str) -> Path | None:
 
 def how_to_fetch(name: str, hub: str, models_dir: Path) -> str:
     """Return the command that brings a model to this machine."""
-    return f"Fetch it with:  {command('hf')} download {hub} --local-dir {models_dir / name}"
+    return f"{FETCH}  {command('hf')} download {hub} --local-dir {models_dir / name}"
 
 
 def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dbgpt_guanaco.doctor.checks import CHECKS, Check
-from dbgpt_guanaco.doctor.findings import Finding, Status
+from dbgpt_guanaco.doctor.findings import Finding, Status, skipped
 from dbgpt_guanaco.doctor.running import examine
 
 SHOWN: dict[Status, tuple[str, str]] = {
@@ -41,8 +41,8 @@ def doctor(
 
     def tell(check: Check, finding: Finding) -> None:
         found[check] = finding
-        if not as_json:
-            for line in lines_of(check, finding, console):
+        if not as_json and finding.status != "skipped":
+            for line in lines_of(check.name, finding, console):
                 console.print(line, soft_wrap=True)
 
     examine(CHECKS, tell, is_deep=deep)
@@ -50,14 +50,27 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(as_object(found), ensure_ascii=False, indent=2))
     else:
+        for reason, names in left_out(found).items():
+            finding = skipped(f"{', '.join(names)}: {reason}")
+            for line in lines_of("not looked at", finding, console):
+                console.print(line, soft_wrap=True)
         console.print(summary(statuses), soft_wrap=True)
     raise typer.Exit(1 if "failure" in statuses else 0)
 
 
-def lines_of(check: Check, finding: Finding, console: Console) -> Iterator[Text]:
+def left_out(found: Mapping[Check, Finding]) -> dict[str, list[str]]:
+    """Return the names of checks that could say nothing, by the reason."""
+    reasons: dict[str, list[str]] = {}
+    for check, finding in found.items():
+        if finding.status == "skipped":
+            reasons.setdefault(finding.text, []).append(check.name)
+    return reasons
+
+
+def lines_of(name: str, finding: Finding, console: Console) -> Iterator[Text]:
     """Yield a finding for a person: text folded, commands whole so that they can be copied."""
     word, style = SHOWN[finding.status]
-    head = Text.assemble((f"{word:<{STATUS_WIDTH}}", style), f"{check.name:<{NAME_WIDTH}}")
+    head = Text.assemble((f"{word:<{STATUS_WIDTH}}", style), f"{name:<{NAME_WIDTH}}")
     text = [part for line in finding.text.splitlines() for part in _folded(line, console)]
     yield head + Text(text[0] if text else "")
     yield from (Text(INDENT + line) for line in text[1:])
@@ -88,6 +101,4 @@ def summary(statuses: list[Status]) -> str:
         for count, word in ((failures, "failure"), (warnings, "warning"))
         if count
     ]
-    left_out = statuses.count("skipped")
-    more = f"; {left_out} could not be looked at" if left_out else ""
-    return f"{' and '.join(told) or 'all is well'}{more}"
+    return " and ".join(told) or "nothing is amiss"

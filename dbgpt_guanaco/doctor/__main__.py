@@ -4,6 +4,7 @@ Each finding is a line of JSON on standard output, written before the next check
 a check which ends this process or never returns costs nobody else's line.
 """
 
+import faulthandler
 import json
 import logging
 import os
@@ -34,10 +35,20 @@ def run_check(function: str, setup: Setup) -> Finding:
     except GuanacoError as error:
         return failure(str(error))
     except ImportError as error:
-        return failure(f"a library cannot be used: {error}", "mend what “libraries” says above")
+        return _of_import(error, setup)
     except Exception as error:  # one check must not end the others
         return failure(f"{type(error).__name__}: {error}", REPORT)
     return found if isinstance(found, Finding) else failure("it found nothing", REPORT)
+
+
+def _of_import(error: ImportError, setup: Setup) -> Finding:
+    """Tell of a library that cannot be imported once, not by every check that needs it."""
+    told = f"a library cannot be used: {error}"
+    if told in setup.told:
+        return skipped("a library must be mended first")
+    setup.told.add(told)
+    package = (error.name or "").partition(".")[0]
+    return failure(told, f"{sys.executable} -m pip install --force-reinstall {package}".rstrip())
 
 
 def main(arguments: list[str]) -> None:
@@ -45,6 +56,7 @@ def main(arguments: list[str]) -> None:
     # What a library prints must not stand between findings.
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    faulthandler.enable()  # where native code ends this process, say what called it
     # At import it offers to download a kernel that it has a built-in for.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     setup = Setup(is_deep=DEEP in arguments)

@@ -32,6 +32,7 @@ def _check(
 CHECKS = (
     _check("Python", "libraries.python"),
     _check("libraries", "libraries.versions"),
+    _check("native code", "libraries.native_code", limit_s=60),
     _check("package kernels", "libraries.kernels_package"),
     _check("DB-GPT's plugin", "libraries.plugin", limit_s=30),
     _check("locale and clock", "surroundings.locale_and_clock"),

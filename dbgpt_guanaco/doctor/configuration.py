@@ -14,6 +14,7 @@ from dotenv.parser import parse_stream
 from dbgpt_guanaco.doctor.findings import Finding, failure, ok, warning
 from dbgpt_guanaco.doctor.setup import Setup
 from dbgpt_guanaco.environment import load_settings, setting_names
+from dbgpt_guanaco.errors import ConfigurationError
 from dbgpt_guanaco.server.addresses import literal_address
 from dbgpt_guanaco.settings import Settings
 
@@ -25,8 +26,12 @@ SECRET = ("KEY", "TOKEN", "PASSWORD", "SECRET")
 
 def values(setup: Setup) -> Finding:
     """Read the settings as the server does, and look for those that contradict each other."""
-    settings = load_settings(setup.env_file)
-    problems = [*_contradictions(settings), *_nearly_known(setup.env_file)]
+    slips = list(_nearly_known(setup.env_file))
+    try:
+        settings = load_settings(setup.env_file)
+    except ConfigurationError as error:
+        return failure("\n".join([str(error), *slips]))
+    problems = [*_contradictions(settings), *slips]
     if problems:
         return warning("\n".join(problems))
     given = _given(setup.env_file)

@@ -4,6 +4,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 
@@ -15,6 +16,17 @@ from dbgpt_guanaco.doctor.setup import Setup
 
 DISTRIBUTION = "dbgpt-guanaco"
 TOLD = ("torch", "transformers", "bitsandbytes", "peft", "fastapi")
+NATIVE = (
+    "torch", "safetensors", "tokenizers", "sentencepiece", "greenlet", "llguidance", "bitsandbytes"
+)  # fmt: skip
+    "torch",
+    "safetensors",
+    "tokenizers",
+    "sentencepiece",
+    "greenlet",
+    "llguidance",
+    "bitsandbytes",
+)
 # The first with a plugin mechanism; the plugin is tested with the second.
 OLDEST_DBGPT, TESTED_DBGPT = "0.7", "0.8.2"
 
@@ -42,6 +54,16 @@ def versions(_: Setup) -> Finding:
         packages = [f"{requirement.name}{requirement.specifier}" for requirement, _ in problems]
         return failure("; ".join(problem for _, problem in problems), _pip("install", *packages))
     return ok(", ".join(f"{name} {version(name)}" for name in TOLD) + f"; {len(server)} in all")
+
+
+def native_code(_: Setup) -> Finding:
+    """Import those libraries that bring code for this machine."""
+    for name in NATIVE:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ImportError(str(error), name=name) from error
+    return ok(f"{', '.join(NATIVE)} can be imported")
 
 
 def kernels_package(_: Setup) -> Finding:

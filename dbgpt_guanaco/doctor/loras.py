@@ -9,6 +9,8 @@ from dbgpt_guanaco.doctor.findings import Finding, failure, ok
 from dbgpt_guanaco.doctor.setup import Setup
 from dbgpt_guanaco.errors import GuanacoError
 
+MEND = "mend its folder, or take it out of GUANACO_LORA or GUANACO_LORAS"
+
 
 def loras(setup: Setup) -> Finding:
     """Lay every LoRA that the settings name on the model's modules, without weights."""
@@ -28,5 +30,7 @@ def loras(setup: Setup) -> Finding:
         except GuanacoError as error:
             problems.append(f"{name}: {error}")
     if problems:
-        return failure("\n".join(problems), "take that LoRA out of the settings, or its base in")
+        return failure(
+            "\n".join(problems), "mend the folder, or take it out of GUANACO_LORA and GUANACO_LORAS"
+        )
     return ok("; ".join(told))

@@ -2,8 +2,9 @@
 
 from dbgpt_guanaco.adapters.loading import plan_loading
 from dbgpt_guanaco.adapters.memory import GIB
-from dbgpt_guanaco.doctor.findings import Finding, ok, warning
+from dbgpt_guanaco.doctor.findings import Finding, NotCheckedError, ok, warning
 from dbgpt_guanaco.doctor.setup import Setup
+from dbgpt_guanaco.errors import ModelLoadError
 
 # Some tokens of cache are needed for a conversation and an answer, whatever the model could hold.
 FEW_CONTEXTS = 2
@@ -12,7 +13,10 @@ FEW_CONTEXTS = 2
 def memory(setup: Setup) -> Finding:
     """Add up what the model takes, as the server does before it loads; an error tells numbers."""
     settings = setup.settings
-    plan = plan_loading(setup.source, setup.config, settings.model)
+    try:
+        plan = plan_loading(setup.source, setup.config, settings.model)
+    except ModelLoadError:
+        raise NotCheckedError("the model's files must be mended first") from None
     plan.check()
     fits = plan.memory.kv_tokens(plan.available_bytes)
     told = (

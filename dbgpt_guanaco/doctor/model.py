@@ -7,7 +7,14 @@ import httpx
 from huggingface_hub import constants
 
 from dbgpt_guanaco.adapters import demo, embedding
-from dbgpt_guanaco.adapters.resolve import KNOWN_MODELS, checked, find_folder, resolve
+from dbgpt_guanaco.adapters.resolve import (
+    FETCH,
+    KNOWN_MODELS,
+    checked,
+    command,
+    find_folder,
+    resolve,
+)
 from dbgpt_guanaco.doctor.findings import Finding, failure, ok, warning
 from dbgpt_guanaco.doctor.setup import Setup
 from dbgpt_guanaco.errors import ModelNotFoundError
@@ -26,7 +33,7 @@ def model(setup: Setup) -> Finding:
             return warning(
                 f"{DEMO_MODEL} is made from its package at the first start, in about 20 seconds; "
                 "what is in it cannot be looked at before",
-                "make serve",
+                f"{command('dbgpt-guanaco')} serve",
             )
         return _absent(error, may_be_fetched=_is_fetchable(settings.name))
     lora = f", with the LoRA {source.lora_path}" if source.lora_path else ""
@@ -58,18 +65,18 @@ def _is_fetchable(name: str) -> bool:
 
 def _absent(error: ModelNotFoundError, *, may_be_fetched: bool) -> Finding:
     """Say of a model that is not here whether the server would find it elsewhere."""
-    places = "; ".join(error.looked_in)
-    told = f"{error.name} is not on this machine. Looked in: {places}"
+    told = f"{error.name} is not on this machine. Looked in: {'; '.join(error.looked_in)}"
+    fetch = error.remedy.removeprefix(FETCH).strip()
     if not may_be_fetched:
         return failure(told, error.remedy)
     if constants.HF_HUB_OFFLINE:
-        return failure(f"{told}. HF_HUB_OFFLINE is set, so it is not fetched", error.remedy)
+        return failure(f"{told}. HF_HUB_OFFLINE is set, so nothing is fetched", fetch)
     if problem := _hub_problem():
         return failure(
             f"{told}. The hub cannot be reached: {problem}",
-            f"export HF_ENDPOINT=https://…   # a mirror, or elsewhere:\n{error.remedy}",
+            f"export HF_ENDPOINT=https://your-mirror\n{fetch}",
         )
-    return warning(f"{told}. The server would fetch it from the hub at its start", error.remedy)
+    return warning(f"{told}. The server would fetch it from the hub at its start", fetch)
 
 
 def _hub_problem() -> str:

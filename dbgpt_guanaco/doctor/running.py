@@ -64,10 +64,12 @@ class _Child:
     def how_it_ended(self) -> str:
         """Return why it has ended, for a person."""
         code = self._process.wait()
-        if code < 0:
-            return f"it was ended by {signal.Signals(-code).name}"
         self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").split("\n")
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        if code < 0:
+            frames = (line.strip() for line in lines if line.startswith('  File "'))
+            place = next(frames, "").rpartition(" in ")[0]
+            return f"it was ended by {signal.Signals(-code).name}{place and f', in {place[5:]}'}"
         last = next((line for line in reversed(lines) if line.strip()), "")
         return f"it ended with status {code}: {last[:MAX_TOLD_CHARACTERS]}"
 

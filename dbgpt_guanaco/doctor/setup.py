@@ -33,6 +33,7 @@ class Setup:
         settings: "Settings | None" = None,
     ) -> None:
         self.env_file, self.is_deep, self._settings = env_file, is_deep, settings
+        self.told: set[str] = set()  # what need not be told twice
 
     @cached_property
     def settings(self) -> "Settings":

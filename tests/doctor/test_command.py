@@ -40,7 +40,14 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def test_findings_are_lines_with_their_remedies(find: Any) -> None:
-    find(ok("3.11"), warning("odd", "fix it"), BROKEN, skipped("later"))
+    find(
+        ok("3.11"),
+        warning("odd", "fix it"),
+        BROKEN,
+        skipped("later"),
+        ok("UTF-8"),
+        skipped("later"),
+    )
 
     code, out = run()
 
@@ -49,22 +56,23 @@ def test_findings_are_lines_with_their_remedies(find: Any) -> None:
         "OK       Python             3.11",
         "WARNING  libraries          odd",
         "                            → fix it",
-        "FAILURE  package kernels    a line",
+        "FAILURE  native code        a line",
         "                            and another",
         "                            → mend --it",
         "                            → or --that",
-        "–        DB-GPT's plugin    later",
-        "1 failure and 1 warning; 1 could not be looked at",
+        "OK       DB-GPT's plugin    UTF-8",
+        "–        not looked at      package kernels, locale and clock: later",
+        "1 failure and 1 warning",
     ]
 
 
 @pytest.mark.parametrize(
     ("findings", "code", "told"),
     [
-        ([ok("a"), ok("b")], 0, "all is well"),
+        ([ok("a"), ok("b")], 0, "nothing is amiss"),
         ([ok("a"), warning("b"), warning("c")], 0, "2 warnings"),
         ([warning("a"), BROKEN], 1, "1 failure and 1 warning"),
-        ([skipped("a")], 0, "all is well; 1 could not be looked at"),
+        ([skipped("a")], 0, "nothing is amiss"),
     ],
 )
 def test_only_failures_count(find: Any, findings: list[Finding], code: int, told: str) -> None:
@@ -99,7 +107,7 @@ def test_a_command_is_never_folded_and_text_is() -> None:
     remedy = "a command " + "that is very long " * 9
     finding = warning("words " * 20, remedy)
 
-    lines = [line.plain for line in doctor.lines_of(CHECKS[0], finding, console)]
+    lines = [line.plain for line in doctor.lines_of(CHECKS[0].name, finding, console)]
 
     assert all(len(line) <= 60 for line in lines[:-1])
     assert lines[-1].endswith(remedy)
@@ -110,7 +118,7 @@ def test_names_of_checks_leave_room() -> None:
 
 
 def test_the_whole_of_it_with_the_demo_model(tmp_path: Path) -> None:
-    """What a newcomer sees: 24 lines, nothing amiss, and soon."""
+    """What a newcomer sees: 25 lines, nothing amiss, and soon."""
     (tmp_path / ".env").write_text(
         f"GUANACO_MODELS_DIR={ROOT / 'models'}\nGUANACO_DEVICE=cpu\nMODEL_PORT=0\n"
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dbgpt_guanaco.doctor import libraries
+from dbgpt_guanaco.doctor.__main__ import run_check
 from dbgpt_guanaco.doctor.findings import NotCheckedError
 from dbgpt_guanaco.doctor.setup import Setup
 
@@ -86,6 +87,16 @@ def test_a_package_that_is_only_a_folder_has_no_bounds(monkeypatch: pytest.Monke
 
     with pytest.raises(NotCheckedError, match="is not installed"):
         libraries.versions(Setup())
+
+
+def test_native_code_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert libraries.native_code(Setup()).status == "ok"
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+
+    finding = run_check("dbgpt_guanaco.doctor.libraries.native_code", Setup())
+
+    assert finding.status == "failure"
+    assert "bitsandbytes" in finding.text
 
 
 def test_the_package_kernels_is_a_trap(monkeypatch: pytest.MonkeyPatch) -> None:

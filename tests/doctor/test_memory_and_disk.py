@@ -71,6 +71,13 @@ def test_memory_of_a_model_that_is_nowhere_is_another_check_s() -> None:
     assert examined("memory", "no-such").status == "skipped"
 
 
+def test_files_that_are_damaged_are_another_check_s() -> None:
+    path = Path("models/tiny/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+
+    assert examined("memory").status == "skipped"
+
+
 def test_room_on_the_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     free_disk(monkeypatch, 10 * GIB)
 

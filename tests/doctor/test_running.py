@@ -41,7 +41,8 @@ def test_a_check_that_crashes_costs_its_own_line_only() -> None:
     told = found("well", "crashes", "exits", "talks")
 
     assert [finding.status for finding in told.values()] == ["ok", "failure", "failure", "warning"]
-    assert told["crashes"].text == "it was ended by SIGILL"
+    assert told["crashes"].text.startswith("it was ended by SIGILL, in ")
+    assert "checks_for_tests.py" in told["crashes"].text
     assert told["exits"].text == "it ended with status 3: a library gives up"
 
 
@@ -89,6 +90,17 @@ def test_whatever_goes_wrong_in_a_check_is_a_finding(
 
     assert finding.status == status
     assert text in finding.text
+
+
+def test_a_library_that_is_broken_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    setup = Setup()
+
+    first, again = (run_check("checks_for_tests.lacks", setup) for _ in range(2))
+
+    assert first.status == "failure"
+    assert first.remedy.endswith("pip install --force-reinstall no_such_library")
+    assert again == Finding("skipped", "a library must be mended first")
 
 
 def test_every_listed_check_is_there_once() -> None:
