@@ -19,14 +19,6 @@ TOLD = ("torch", "transformers", "bitsandbytes", "peft", "fastapi")
 NATIVE = (
     "torch", "safetensors", "tokenizers", "sentencepiece", "greenlet", "llguidance", "bitsandbytes"
 )  # fmt: skip
-    "torch",
-    "safetensors",
-    "tokenizers",
-    "sentencepiece",
-    "greenlet",
-    "llguidance",
-    "bitsandbytes",
-)
 # The first with a plugin mechanism; the plugin is tested with the second.
 OLDEST_DBGPT, TESTED_DBGPT = "0.7", "0.8.2"
 
