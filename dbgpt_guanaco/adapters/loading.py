@@ -133,7 +133,7 @@ def load_model(
 
 
 def plan_loading(source: ModelSource, config: Any, settings: ModelSettings) -> LoadPlan:  # noqa: ANN401
-    """Decide how a model is to be loaded.
+    """Decide how a model is to be loaded. Of its weights the headers are read.
 
     Args:
         source: Where it is.
@@ -147,15 +147,14 @@ def plan_loading(source: ModelSource, config: Any, settings: ModelSettings) -> L
     device = _device(settings)
     dtype = compute_dtype(settings.compute_dtype, device)
     quantization = _quantization(config, settings, source, dtype)
-    shape = shape_of(config)
+    shape = shape_of(config, trusts_code=settings.trust_remote_code)
     tensor_headers(weight_files(source.model_path))  # a file that was cut short is found here
-    memory = plan_memory(shape, quantization, on_cuda=device.type == "cuda", lora=source.lora_path)
     return LoadPlan(
         device,
         dtype,
         quantization,
         _context_tokens(shape, settings),
-        memory,
+        plan_memory(shape, quantization, on_cuda=device.type == "cuda", lora=source.lora_path),
         _available_bytes(device, settings),
     )
 

@@ -76,7 +76,7 @@ def read_shape(folder: Path) -> ModelShape:
 
 
 def read_config(folder: Path, *, trusts_code: bool = False) -> Any:  # noqa: ANN401
-    """Read a model's config.
+    """Return transformers' configuration of a model folder.
 
     Args:
         folder: Of the model.
@@ -111,8 +111,12 @@ def llama_shape(hidden: int, intermediate: int, layers: int, heads: int) -> Mode
     return shape_of(config)
 
 
-def shape_of(config: Any) -> ModelShape:  # noqa: ANN401
+def shape_of(config: Any, *, trusts_code: bool = False) -> ModelShape:  # noqa: ANN401
     """Return the shape that a configuration of transformers describes.
+
+    Args:
+        config: Of transformers.
+        trusts_code: The operator wants code to run that the model's folder brings.
 
     Raises:
         ModelLoadError: It is of no causal model with attention.
@@ -120,7 +124,7 @@ def shape_of(config: Any) -> ModelShape:  # noqa: ANN401
     text = config.get_text_config()
     _check_sizes(config, text)
     heads, hidden = int(text.num_attention_heads), int(text.hidden_size)
-    matrices, kept = _weights(config)
+    matrices, kept = _weights(config, trusts_code=trusts_code)
     return ModelShape(
         family=str(config.model_type),
         layers=int(text.num_hidden_layers),
@@ -145,8 +149,8 @@ def _check_sizes(config: Any, text: Any) -> None:  # noqa: ANN401
         )
 
 
-def _weights(config: Any) -> tuple[tuple[Matrix, ...], int]:  # noqa: ANN401
-    model = _without_weights(config)
+def _weights(config: Any, *, trusts_code: bool) -> tuple[tuple[Matrix, ...], int]:  # noqa: ANN401
+    model = _without_weights(config, trusts_code=trusts_code)
     kinds = {name: type(module) for name, module in model.named_modules()}
     wanted = quantization_config("nf4", torch.bfloat16)
     AutoHfQuantizer.from_config(wanted, pre_quantized=False).preprocess_model(
@@ -161,13 +165,11 @@ def _weights(config: Any) -> tuple[tuple[Matrix, ...], int]:  # noqa: ANN401
     return matrices, total - sum(matrix.parameters for matrix in matrices)
 
 
-def _without_weights(config: Any) -> Any:  # noqa: ANN401
+def _without_weights(config: Any, *, trusts_code: bool) -> Any:  # noqa: ANN401
     # Else the model would come out quantized already.
     plain = type(config).from_dict({**config.to_dict(), "quantization_config": None})
     try:
         with torch.device("meta"):
-            # ``read_config`` leaves this name only where the operator trusts the folder's code.
-            is_trusted = bool(getattr(config, "auto_map", None))
-            return AutoModelForCausalLM.from_config(plain, trust_remote_code=is_trusted)
+            return AutoModelForCausalLM.from_config(plain, trust_remote_code=trusts_code)
     except Exception as error:  # transformers raises what it likes at a wrong config
         raise ModelLoadError(f"config.json describes no causal model: {error}") from error

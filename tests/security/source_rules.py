@@ -131,7 +131,9 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
         frozenset({"doctor/gpu.py", "doctor/running.py", "engine/structure_trial.py",
                    "engine/kernels/compiled.py"}),
     ),
-    "modules by a name that is computed": (_dynamic_import, frozenset({"doctor/__main__.py"})),
+    "modules by a name that is computed": (
+        _dynamic_import, frozenset({"doctor/__main__.py", "doctor/libraries.py"})
+    ),
     "native libraries": (
         any_of(calls("CDLL"), imports("cffi")), frozenset({"engine/kernels/compiled.py"})
     ),
