@@ -14,7 +14,13 @@ from dbgpt_guanaco.adapters.family import find_family
 from dbgpt_guanaco.adapters.folder import weight_files
 from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.lora import Lora, read_lora
-from dbgpt_guanaco.adapters.memory import MemoryPlan, free_memory_bytes, plan_memory
+from dbgpt_guanaco.adapters.machine import (
+    available_bytes,
+    device_name,
+    find_device,
+    gpu_bytes,
+)
+from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import ModelSource
@@ -25,7 +31,7 @@ from dbgpt_guanaco.errors import (
     ModelLoadError,
     OutOfMemoryError,
 )
-from dbgpt_guanaco.settings import ModelSettings, Quantization, memory_bytes
+from dbgpt_guanaco.settings import ModelSettings, Quantization
 from dbgpt_guanaco.types import ModelCard
 
 logger = logging.getLogger(__name__)
@@ -115,7 +121,7 @@ def load_model(
         family=family.name,
         quantization=plan.quantization,
         compute_dtype=str(plan.dtype).removeprefix("torch."),
-        device=_device_name(plan.device),
+        device=device_name(plan.device),
         context_tokens=plan.context_tokens,
         weight_bytes=int(model.get_memory_footprint()) + (lora.num_bytes if lora else 0),
         lora=source.lora_path.name if source.lora_path else None,
@@ -127,7 +133,7 @@ def load_model(
         template=family.template,
         bos_token_id=family.bos_token_id,
         stop_token_ids=family.stop_token_ids,
-        kv_tokens=_kv_tokens(plan.memory, card, plan.available_bytes),
+        kv_tokens=max(plan.context_tokens, plan.memory.kv_tokens(plan.available_bytes)),
         lora=lora,
     )
 
@@ -144,7 +150,7 @@ def plan_loading(source: ModelSource, config: Any, settings: ModelSettings) -> L
         ConfigurationError: The settings contradict the machine or the checkpoint.
         ModelLoadError: The files cannot be served.
     """
-    device = _device(settings)
+    device = find_device(settings)
     dtype = compute_dtype(settings.compute_dtype, device)
     quantization = _quantization(config, settings, source, dtype)
     shape = shape_of(config, trusts_code=settings.trust_remote_code)
@@ -155,22 +161,8 @@ def plan_loading(source: ModelSource, config: Any, settings: ModelSettings) -> L
         quantization,
         _context_tokens(shape, settings),
         plan_memory(shape, quantization, on_cuda=device.type == "cuda", lora=source.lora_path),
-        _available_bytes(device, settings),
+        available_bytes(device, settings),
     )
-
-
-def _device(settings: ModelSettings) -> torch.device:
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("GUANACO_DEVICE=cuda, but torch sees no CUDA device")
-    has_cuda = settings.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if has_cuda else "cpu")
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads)"
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{len(names)} × {names[0]}" if len(names) > 1 else names[0]
 
 
 def _quantization(
@@ -219,17 +211,6 @@ def _context_tokens(shape: ModelShape, settings: ModelSettings) -> int:
     return min(own, settings.context_tokens or own)
 
 
-def _available_bytes(device: torch.device, settings: ModelSettings) -> int:
-    if device.type == "cpu":
-        return free_memory_bytes()
-    return sum(_gpu_bytes(index, settings) for index in range(torch.cuda.device_count()))
-
-
-def _gpu_bytes(index: int, settings: ModelSettings) -> int:
-    free = torch.cuda.mem_get_info(index)[0]
-    return min(free, memory_bytes(settings.max_gpu_memory)) if settings.max_gpu_memory else free
-
-
 def _load_weights(
     folder: Path,
     config: Any,  # noqa: ANN401
@@ -239,7 +220,7 @@ def _load_weights(
     gpus = torch.cuda.device_count() if plan.device.type == "cuda" else 0
     placement: dict[str, Any] = {"device_map": {"": 0 if gpus else "cpu"}}
     if gpus > 1:
-        max_memory = {i: _gpu_bytes(i, settings) for i in range(gpus)}
+        max_memory = {i: gpu_bytes(i, settings) for i in range(gpus)}
         placement = {"device_map": "auto", "max_memory": max_memory}
     is_stored_quantized = getattr(config, "quantization_config", None) is not None
     wanted = None if is_stored_quantized else quantization_config(plan.quantization, plan.dtype)
@@ -270,8 +251,3 @@ def _load_weights(
     if gpus and spilled:
         raise ModelLoadError(f"parts of the model fell to {', '.join(spilled)}: too little memory")
     return model
-
-
-def _kv_tokens(plan: MemoryPlan, card: ModelCard, available: int) -> int:
-    measured = MemoryPlan(card.weight_bytes, plan.kv_bytes_per_token, plan.overhead_bytes)
-    return max(card.context_tokens, measured.kv_tokens(available))

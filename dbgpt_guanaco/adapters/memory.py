@@ -10,7 +10,7 @@ from bitsandbytes.functional import has_avx512bf16
 from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.shapes import Matrix, ModelShape
 from dbgpt_guanaco.errors import OutOfMemoryError
-from dbgpt_guanaco.settings import Quantization
+from dbgpt_guanaco.settings import Quantization, memory_bytes
 
 GIB = 1024**3
 # QLoRA §3: 4-bit codes, one 8-bit absmax for 64 weights, one float32 for 256 of those.
@@ -20,6 +20,10 @@ NF4_TABLE_BYTES, ABSMAX_TABLE_BYTES = 4 * 16, 4 * 257
 # CUDA context, activations, logits, the buffer that a dequantized matrix passes through.
 CUDA_OVERHEAD_BYTES = int(1.5 * GIB)
 CPU_OVERHEAD_BYTES = int(0.3 * GIB)
+# Share of the free memory that keys and values may take.
+CACHE_SHARE = {"cpu": 0.5, "cuda": 0.85}
+# On a CPU the memory belongs to other programs, too; a setting may allow more.
+CPU_CACHE_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,10 @@ class MemoryPlan:
         kv_bytes = context_tokens * self.kv_bytes_per_token
         return self.weight_bytes + kv_bytes + self.overhead_bytes
 
+    def fits(self, context_tokens: int, available_bytes: int) -> bool:
+        """Say whether one request of a full context fits."""
+        return self.needed_bytes(context_tokens) <= available_bytes
+
     def kv_tokens(self, available_bytes: int) -> int:
         """Return how many tokens' keys and values fit beside the weights."""
         room = available_bytes - self.weight_bytes - self.overhead_bytes
@@ -51,7 +59,7 @@ class MemoryPlan:
         Raises:
             OutOfMemoryError: With every number, and what would fit.
         """
-        if self.needed_bytes(context_tokens) <= available_bytes:
+        if self.fits(context_tokens, available_bytes):
             return
         fits = self.kv_tokens(available_bytes)
         remedy = (
@@ -96,8 +104,7 @@ def weight_bytes(shape: ModelShape, quantization: Quantization, *, is_packed: bo
     Args:
         shape: Of the model.
         quantization: Of its linear layers.
-        is_packed: bitsandbytes packs NF4 anew for a CPU that multiplies bfloat16, and keeps one
-            16-bit absmax for 64 weights there.
+        is_packed: NF4 is packed for a CPU, where one 16-bit absmax is kept for 64 weights.
     """
     kept = 2 * shape.kept_parameters
     return kept + sum(_matrix_bytes(m, quantization, is_packed) for m in shape.matrices)
@@ -135,6 +142,31 @@ def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         return available
     # The cache of files counts as used, and is given back when it is wanted.
     return max(0, min(available, limit - used + int(stat.get("inactive_file", 0))))
+
+
+def cache_tokens(
+    free_bytes: int,
+    kv_bytes_per_token: int,
+    context_tokens: int,
+    *,
+    on_cuda: bool,
+    cap: str | None = None,
+) -> int:
+    """Return for how many tokens the batching engine makes room beside a loaded model.
+
+    Args:
+        free_bytes: What is free once the weights are there.
+        kv_bytes_per_token: Keys and values of one token.
+        context_tokens: The longest context; so much is allowed on a CPU in any case.
+        on_cuda: Where the cache is.
+        cap: What somebody allows at most, such as ``4GiB``.
+    """
+    allowed = int(free_bytes * CACHE_SHARE["cuda" if on_cuda else "cpu"])
+    if cap:
+        allowed = min(allowed, memory_bytes(cap))
+    elif not on_cuda:
+        allowed = min(allowed, max(CPU_CACHE_BYTES, context_tokens * kv_bytes_per_token))
+    return max(0, allowed // kv_bytes_per_token)
 
 
 def lora_bytes(folder: Path) -> int:

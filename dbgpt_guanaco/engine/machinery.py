@@ -7,6 +7,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from dbgpt_guanaco.adapters.memory import cache_tokens
 from dbgpt_guanaco.engine import attention, kernels
 from dbgpt_guanaco.engine.attention import KVCache, Span
 from dbgpt_guanaco.engine.batch_sampler import BatchSampler, Drawn
@@ -18,7 +19,7 @@ from dbgpt_guanaco.engine.model_runner import ModelRunner
 from dbgpt_guanaco.engine.passes import Passes, RecordedPasses, TransformersPasses
 from dbgpt_guanaco.engine.scheduler import PrefillBudget, Scheduler, Step
 from dbgpt_guanaco.errors import ConfigurationError, GenerationFailedError, OutOfMemoryError
-from dbgpt_guanaco.settings import EngineSettings, memory_bytes
+from dbgpt_guanaco.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,6 @@ BLOCK_TOKENS = 16
 # that nobody waits for but whoever may cancel it.
 BUDGETS = {"cpu": PrefillBudget(64, 64), "cuda": PrefillBudget(2048, 256)}
 COMPILED_BUDGET = PrefillBudget(64, 64, per_decode=2)
-# Share of the free memory that keys and values may take.
-CACHE_SHARE = {"cpu": 0.5, "cuda": 0.85}
-# On a CPU the memory belongs to other programs, too; a setting may allow more.
-CPU_CACHE_BYTES = 2 * 2**30
 # A block of tokens, spread over the vocabulary, and again: what a model says to a repetition
 # hangs on what it sees of the first time.
 PROBE = 2 * tuple(7919 * n + 3 for n in range(BLOCK_TOKENS))
@@ -192,16 +189,19 @@ class Machinery:
             free = torch.cuda.mem_get_info(self._device)[0]
         else:
             free = int(psutil.virtual_memory().available)
-        allowed = int(free * CACHE_SHARE[self._device.type])
-        if self._settings.kv_cache:
-            allowed = min(allowed, memory_bytes(self._settings.kv_cache))
-        elif self._device.type == "cpu":
-            allowed = min(allowed, max(CPU_CACHE_BYTES, context_tokens * token_bytes))
+        allowed = cache_tokens(
+            free,
+            token_bytes,
+            context_tokens,
+            on_cuda=self._device.type == "cuda",
+            cap=self._settings.kv_cache,
+        )
         wanted = self._settings.slots * context_tokens
-        blocks = min(wanted, allowed // token_bytes) // BLOCK_TOKENS
+        blocks = min(wanted, allowed) // BLOCK_TOKENS
         if blocks < 2:
             raise OutOfMemoryError(
-                f"{allowed} bytes for keys and values are too few: a token takes {token_bytes}"
+                f"{allowed} tokens of keys and values are too few: one takes {token_bytes} bytes, "
+                f"and {free} bytes are free"
             )
         logger.info(
             "keys and values: %d blocks of %d tokens, %.2f GiB",

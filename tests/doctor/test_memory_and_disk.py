@@ -31,7 +31,7 @@ def examined(what: str, name: str = "tiny", **settings: Any) -> Finding:
 
 
 def free_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
-    monkeypatch.setattr("dbgpt_guanaco.adapters.loading.free_memory_bytes", lambda: available)
+    monkeypatch.setattr("dbgpt_guanaco.adapters.machine.free_memory_bytes", lambda: available)
 
 
 def free_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
