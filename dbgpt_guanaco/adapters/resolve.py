@@ -23,6 +23,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from dbgpt_guanaco.adapters.demo import ensure_demo_model
 from dbgpt_guanaco.adapters.folder import WHOLE, is_lora, missing_files, read_json
+from dbgpt_guanaco.adapters.known import KNOWN_MODELS
 from dbgpt_guanaco.errors import ConfigurationError, ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import DEMO_MODEL, ModelSettings
 
@@ -36,31 +37,6 @@ LORA_FILES = [*MODEL_FILES, "adapter_model.bin"]
 HUB_TIMEOUT_S = 10
 # What stands before the command that brings a model here.
 FETCH = "Fetch it with:"
-
-
-@dataclass(frozen=True, slots=True)
-class KnownModel:
-    """A name that needs no hub name.
-
-    Attributes:
-        hub: Name on the Hugging Face hub.
-        base: Hub name of the base model, for a LoRA.
-    """
-
-    hub: str
-    base: str | None = None
-
-
-KNOWN_MODELS = {
-    "guanaco-7b": KnownModel("timdettmers/guanaco-7b", base="huggyllama/llama-7b"),
-    "guanaco-13b": KnownModel("timdettmers/guanaco-13b", base="huggyllama/llama-13b"),
-    "guanaco-33b": KnownModel("timdettmers/guanaco-33b", base="huggyllama/llama-30b"),
-    "guanaco-65b": KnownModel("timdettmers/guanaco-65b", base="huggyllama/llama-65b"),
-    "guanaco-33b-merged": KnownModel("timdettmers/guanaco-33b-merged"),
-    "guanaco-65b-merged": KnownModel("timdettmers/guanaco-65b-merged"),
-    "vicuna-13b": KnownModel("lmsys/vicuna-13b-v1.5"),
-    DEMO_MODEL: KnownModel("HuggingFaceTB/SmolLM2-135M-Instruct"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +97,7 @@ def _resolve(settings: ModelSettings, *, may_fetch: bool) -> ModelSource:
         return ModelSource(name, checked(found), lora, tuple(map(str, names)))
     if settings.lora:
         raise ModelLoadError(f"LLM_MODEL={settings.name} is a LoRA itself; drop GUANACO_LORA")
-    base = settings.base_model or (known.base if known and known.base else _base_of(found))
+    base = settings.base_model or (known.base if known and known.base else base_of(found))
     base_path = checked(_find(base, settings, may_fetch=may_fetch))
     return ModelSource(name, base_path, found, (settings.name, base))
 
@@ -175,13 +151,8 @@ def find_folder(
     if name in packaged and may_fetch:
         return packaged[name]()
     hub = known.get(name, name)
-    if not _is_hub_name(hub):
-        raise ModelNotFoundError(
-            name,
-            [*looked_in, f"known names: {', '.join(known)}"],
-            _did_you_mean(name, known)
-            + "Put the model's folder there, or name it as org/name to fetch it from the hub.",
-        )
+    if not is_hub_name(hub):
+        raise no_such_name(name, [*looked_in, f"known names: {', '.join(known)}"], known)
     if cached := _find_cached(hub):
         logger.info("%s: found in the hub's cache, %s", name, cached)
         return cached
@@ -211,7 +182,7 @@ def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
             raise LocalEntryNotFoundError("offline")
         logger.info("%s: asking the hub for %s", name, hub)
         listed = HfApi().model_info(hub, timeout=HUB_TIMEOUT_S).siblings or []
-        _refuse_pickles(hub, [file.rfilename for file in listed], models_dir / name)
+        refuse_pickles(hub, [file.rfilename for file in listed], models_dir / name)
         logger.info("%s: fetching %s", name, hub)
         return Path(
             snapshot_download(hub, allow_patterns=LORA_FILES, ignore_patterns=OTHER_FORMATS)
@@ -228,12 +199,29 @@ def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
         ) from None
 
 
+def no_such_name(
+    name: str, looked_in: list[str], known: Iterable[str] = KNOWN_MODELS
+) -> ModelNotFoundError:
+    """Return what is told of a name that is neither known nor the hub's."""
+    return ModelNotFoundError(
+        name,
+        looked_in,
+        _did_you_mean(name, known)
+        + "Put the model's folder there, or name it as org/name to fetch it from the hub.",
+    )
+
+
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {near[0]}? " if near else ""
 
 
-def _refuse_pickles(hub: str, files: list[str], folder: Path) -> None:
+def refuse_pickles(hub: str, files: list[str], folder: Path) -> None:
+    """Refuse a model that the hub has only as pickles.
+
+    Raises:
+        ModelLoadError: It is so; the text says how to convert it.
+    """
     if any(f.endswith(".safetensors") for f in files) or "adapter_config.json" in files:
         return
     if any(f.endswith(".bin") for f in files):
@@ -249,7 +237,8 @@ def command(name: str) -> str:
     return name if shutil.which(name) else str(Path(sys.executable).parent / name)
 
 
-def _is_hub_name(name: str) -> bool:
+def is_hub_name(name: str) -> bool:
+    """Say whether a name is like org/name."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -257,7 +246,12 @@ def _is_hub_name(name: str) -> bool:
     return name.count("/") == 1
 
 
-def _base_of(lora: Path) -> str:
+def base_of(lora: Path) -> str:
+    """Return what a LoRA's configuration names as its base.
+
+    Raises:
+        ModelLoadError: It names none.
+    """
     base = read_json(lora / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise ModelLoadError(

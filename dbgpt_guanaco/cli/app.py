@@ -6,7 +6,9 @@ import typer
 
 from dbgpt_guanaco.cli.convert import convert
 from dbgpt_guanaco.cli.doctor import doctor
+from dbgpt_guanaco.cli.download import download
 from dbgpt_guanaco.cli.merge import merge
+from dbgpt_guanaco.cli.models import models
 from dbgpt_guanaco.cli.quantize import quantize
 from dbgpt_guanaco.cli.serve import serve
 
@@ -24,5 +26,5 @@ def before() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-for _command in (serve, doctor, convert, merge, quantize):
+for _command in (serve, doctor, convert, download, models, merge, quantize):
     app.command()(_command)

@@ -11,7 +11,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from dbgpt_guanaco.adapters import resolve as resolve_module
 from dbgpt_guanaco.adapters.folder import missing_files
-from dbgpt_guanaco.adapters.resolve import KNOWN_MODELS, ModelSource, resolve
+from dbgpt_guanaco.adapters.known import KNOWN_MODELS
+from dbgpt_guanaco.adapters.resolve import ModelSource, resolve
 from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import DEMO_MODEL, ModelSettings
 
