@@ -116,6 +116,11 @@ class BatchingEngine:
         """See ``Engine``."""
         return self._thread.is_alive() and self.problem is None
 
+    @property
+    def is_lost(self) -> bool:
+        """See ``Engine``."""
+        return not self._thread.is_alive() and self._problem is not None
+
     async def submit(self, request: GenerationRequest) -> StreamingGeneration:
         """See ``Engine``."""
         check_token_ids(request.sampling, self._machinery.vocabulary_size)

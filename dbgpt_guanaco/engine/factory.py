@@ -11,6 +11,7 @@ from dbgpt_guanaco.engine.batching import BatchingEngine
 from dbgpt_guanaco.engine.embedding import SentenceEmbedder
 from dbgpt_guanaco.engine.streaming import StreamingEngine
 from dbgpt_guanaco.errors import ConfigurationError, GenerationFailedError
+from dbgpt_guanaco.progress import Progress, Tell, counted, tell_nobody
 from dbgpt_guanaco.settings import EngineSettings, Settings
 
 logger = logging.getLogger(__name__)
@@ -18,17 +19,24 @@ logger = logging.getLogger(__name__)
 _Engine = TypeVar("_Engine", BatchingEngine, StreamingEngine)
 
 
-def create_engine(settings: Settings) -> BatchingEngine | StreamingEngine:
+def create_engine(settings: Settings, tell: Tell = tell_nobody) -> BatchingEngine | StreamingEngine:
     """Find and load the model that the settings name.
+
+    Args:
+        settings: All of them.
+        tell: Hears how far it is.
 
     Raises:
         GuanacoError: It cannot be found, or cannot be served as asked.
     """
     registry = default_registry()
-    loaded = load_model(resolve(settings.model), settings.model, registry)
+    tell(Progress("finding the model"))
+    source = resolve(settings.model, tell)
+    loaded = load_model(source, settings.model, registry, tell)
+    tell(Progress("preparing the first pass"))
     engine = start_engine(loaded, settings.engine)
     try:
-        for name, folder in settings.engine.loras:
+        for name, folder in counted(settings.engine.loras, "loading LoRAs", "LoRAs", tell):
             engine.loras.add(name, find_lora(folder, settings.model))
     except BaseException:
         engine.close()
@@ -61,13 +69,14 @@ def _warm(engine: _Engine) -> _Engine:
     return engine
 
 
-def create_embedder(settings: Settings) -> SentenceEmbedder | None:
+def create_embedder(settings: Settings, tell: Tell = tell_nobody) -> SentenceEmbedder | None:
     """Find and load the embedding model that the settings name, if they name one.
 
     Raises:
         GuanacoError: It cannot be found, or cannot be loaded.
     """
-    loaded = load_embedder(settings.embedding, settings.model.models_dir)
+    tell(Progress("loading the embedding model"))
+    loaded = load_embedder(settings.embedding, settings.model.models_dir, tell)
     if not loaded:
         return None
     return SentenceEmbedder(loaded, settings.engine.slots + settings.engine.queue_size)

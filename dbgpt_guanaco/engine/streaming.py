@@ -123,6 +123,11 @@ class StreamingEngine:
         """The engine's thread runs and takes requests."""
         return self._thread.is_alive() and not self._admission.is_closed
 
+    @property
+    def is_lost(self) -> bool:
+        """See ``Engine``."""
+        return not self._thread.is_alive() and self._failure is not None
+
     async def submit(self, request: GenerationRequest) -> StreamingGeneration:
         """See ``Engine``."""
         check_token_ids(request.sampling, self._vocabulary_size)
