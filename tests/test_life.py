@@ -24,7 +24,7 @@ STOPPING = "the server is shutting down"
 class Life:
     """A server that loads until it is told how that ends, and a supervisor that listens."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, **settings: Any) -> None:
         self._pipe = folder / "pipe"
         os.mkfifo(self._pipe)
         self._supervisor = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

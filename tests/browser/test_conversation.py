@@ -201,13 +201,13 @@ def test_a_server_that_is_away_is_told_and_found_again(open_chat: Callable[..., 
 
 
 def test_the_page_shows_how_far_the_model_is_and_comes_to_life_with_it(
-    open_chat: Callable[..., Chat], server: FakeServer
+    chat: Chat, server: FakeServer
 ) -> None:
     ready, models = server.health, server.models
     server.models = []
     server.health = {"status": "loading", "stage": "loading weights", "done": 120, "total": 272,
                      "unit": "tensors", "seconds": 3.2}  # fmt: skip
-    chat = open_chat()
+    chat.page.reload()
     expect(chat.health).to_have_text("Loading the model: loading weights 44 %, 3 s so far")
 
     server.health, server.models = ready, models

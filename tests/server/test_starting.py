@@ -43,7 +43,7 @@ def client(connect: Any) -> httpx.AsyncClient:
 
 
 async def ask(client: httpx.AsyncClient, method: str, path: str) -> httpx.Response:
-    instance = {"model_name": "a@llm", "host": "127.0.0.1", "port": 8001}
+    instance: dict[str, Any] = {"model_name": "a@llm", "host": "127.0.0.1", "port": 8001}
     return await client.request(method, path, json=instance, params=instance | {"model": "a"})
 
 
