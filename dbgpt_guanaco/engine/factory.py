@@ -12,7 +12,7 @@ from dbgpt_guanaco.engine.embedding import SentenceEmbedder
 from dbgpt_guanaco.engine.streaming import StreamingEngine
 from dbgpt_guanaco.errors import ConfigurationError, GenerationFailedError
 from dbgpt_guanaco.progress import Progress, Tell, counted, tell_nobody
-from dbgpt_guanaco.settings import EngineSettings, Settings
+from dbgpt_guanaco.settings import EngineSettings, LifeSettings, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def create_engine(settings: Settings, tell: Tell = tell_nobody) -> BatchingEngin
     source = resolve(settings.model, tell)
     loaded = load_model(source, settings.model, registry, tell)
     tell(Progress("preparing the first pass"))
-    engine = start_engine(loaded, settings.engine)
+    engine = start_engine(loaded, settings.engine, settings.life)
     try:
         for name, folder in counted(settings.engine.loras, "loading LoRAs", "LoRAs", tell):
             engine.loras.add(name, find_lora(folder, settings.model))
@@ -44,7 +44,9 @@ def create_engine(settings: Settings, tell: Tell = tell_nobody) -> BatchingEngin
     return engine
 
 
-def start_engine(loaded: LoadedModel, settings: EngineSettings) -> BatchingEngine | StreamingEngine:
+def start_engine(
+    loaded: LoadedModel, settings: EngineSettings, life: LifeSettings | None = None
+) -> BatchingEngine | StreamingEngine:
     """Return the engine that the settings name, warm; by default the first that can run.
 
     Raises:
@@ -52,12 +54,12 @@ def start_engine(loaded: LoadedModel, settings: EngineSettings) -> BatchingEngin
     """
     if settings.engine != "streaming":
         try:
-            return _warm(BatchingEngine(loaded, settings))
+            return _warm(BatchingEngine(loaded, settings, life))
         except (ConfigurationError, GenerationFailedError) as error:
             if settings.engine == "batching":
                 raise
             logger.warning("answers take turns instead of sharing passes: %s", error)
-    return _warm(StreamingEngine(loaded, settings))
+    return _warm(StreamingEngine(loaded, settings, life))
 
 
 def _warm(engine: _Engine) -> _Engine:

@@ -1,5 +1,6 @@
 """``python -m dbgpt_guanaco.server``: load the model that ``.env`` names, and serve it."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -86,7 +87,9 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> int
             logging.getLogger(__name__).info("ready", extra={"fields": {"address": address}})
         else:
             card = embedder.card if embedder else None
-            console.print(summary(engine.card, card, settings, address, memberships))
+            told = summary(engine.card, card, settings, address, memberships)
+            with contextlib.suppress(OSError):  # a log on a full disk
+                console.print(told)
         return Registrations(settings.cluster, listening, engine, embedder)
 
     server = GracefulServer(

@@ -95,8 +95,9 @@ class GracefulServer(uvicorn.Server):
             await asyncio.wait(set(self.server_state.tasks), timeout=TICK_S)
         if self.server_state.tasks:
             logger.warning("ending %d requests that still run", len(self.server_state.tasks))
-            closing = in_own_thread(self._life.close, "guanaco-closing")
-            await self._unless_forced(asyncio.wait({closing}, timeout=CLOSE_S))
+        closing = in_own_thread(self._life.close, "guanaco-closing")
+        await self._unless_forced(asyncio.wait({closing}, timeout=CLOSE_S))
+        self.force_exit |= not closing.done()
         await super().shutdown(sockets)
         if self._living:
             self._living.cancel()
@@ -104,16 +105,21 @@ class GracefulServer(uvicorn.Server):
     async def _live(self) -> None:
         """Load, let requests in, and see that the engine stays able to answer them."""
         try:
-            work = partial(self._load, self._life.tell)
-            engine, embedder = await in_own_thread(work, "guanaco-loading")
+            await self._watch(await self._open())
         except Exception as error:  # raised again by whoever runs this server
             self.failure, self.should_exit = error, True
-            return
+
+    async def _open(self) -> Engine:
+        work = partial(self._load, self._life.tell)
+        engine, embedder = await in_own_thread(work, "guanaco-loading")
         self._registrations = self._on_loaded(engine, embedder)
         self._life.open(engine, embedder)
         if not self.should_exit:
             self._registrations.start()
             self._supervisor.tell("READY=1")
+        return engine
+
+    async def _watch(self, engine: Engine) -> None:
         while not engine.is_lost:
             self._supervisor.tell("WATCHDOG=1")
             await asyncio.sleep(LOOK_S)
