@@ -99,7 +99,7 @@ def ask(count: int) -> GenerationRequest:
 
 
 async def read(generation: Any) -> int:
-    return [d async for d in generation][-1].usage.completion_tokens
+    return int([d async for d in generation][-1].usage.completion_tokens)
 
 
 async def test_a_stuck_step_ends_every_answer_and_the_engine_goes_on_if_it_returns(
