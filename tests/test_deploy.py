@@ -152,6 +152,6 @@ def test_compose_builds_from_files_that_exist_and_declares_its_volumes() -> None
     for service in services:
         context = (DEPLOY / service["build"]["context"]).resolve()
         assert (context / service["build"]["dockerfile"]).is_file()
-    assert {re.sub(r"\$\{\w+:-(.*)", r"\1", name) for name in named} == set(composed["volumes"])
+    assert {re.sub(r"\$\{\w+:-(.*)\}", r"\1", name) for name in named} == set(composed["volumes"])
     gpu = compose("compose.gpu.yaml")["services"]["guanaco"]
     assert set(gpu["build"]["args"]) == set(composed["services"]["guanaco"]["build"]["args"])
