@@ -17,9 +17,9 @@ from types import ModuleType
 from fakes import ScriptedEmbedder, ScriptedEngine, ScriptedGeneration
 
 from dbgpt_guanaco.errors import EngineStoppedError, ModelLoadError
-from dbgpt_guanaco.progress import Progress, Tell
 from dbgpt_guanaco.server import graceful, instances, registration
 from dbgpt_guanaco.server.__main__ import main
+from dbgpt_guanaco.start import StartProgress, Tell
 from dbgpt_guanaco.types import GenerationRequest, TextDelta
 
 WORD_S = 0.05
@@ -52,7 +52,7 @@ class SlowEngine(ScriptedEngine):
 
 def create_engine(_: object, tell: Tell) -> SlowEngine:
     if pipe := os.environ.get("QUICK_LOAD"):
-        tell(Progress("waiting to be told", 1, 2, "words"))
+        tell(StartProgress("waiting to be told", 1, 2, "words"))
         if error := FAILURES.get(Path(pipe).read_text()):
             raise error
     return ENGINE

@@ -16,8 +16,8 @@ from dbgpt_guanaco.adapters.folder import read_json
 from dbgpt_guanaco.adapters.foreign_code import check_code
 from dbgpt_guanaco.adapters.resolve import checked, find_folder
 from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
-from dbgpt_guanaco.progress import Tell, tell_nobody
 from dbgpt_guanaco.settings import EmbeddingSettings
+from dbgpt_guanaco.start import Tell, tell_nobody
 from dbgpt_guanaco.types import EmbeddingCard
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from dbgpt_guanaco.errors import (
     ModelLoadError,
     OutOfMemoryError,
 )
-from dbgpt_guanaco.progress import Tell, tell_nobody
 from dbgpt_guanaco.settings import ModelSettings, Quantization, memory_bytes
+from dbgpt_guanaco.start import Tell, tell_nobody
 from dbgpt_guanaco.types import ModelCard
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub.utils.tqdm import tqdm
 
-from dbgpt_guanaco.progress import Progress, Tell, counted
+from dbgpt_guanaco.start import StartProgress, Tell, counted
 
 LOADING = "loading weights"
 FETCHING = "fetching the model"
@@ -48,7 +48,7 @@ def bar_of_bytes(tell: Tell) -> type[Any]:
             """Show and tell that so many more have come."""
             if self._counts_bytes:
                 self._bytes += int(n or 0)
-                tell(Progress(FETCHING, self._bytes, int(self.total or 0), "bytes"))
+                tell(StartProgress(FETCHING, self._bytes, int(self.total or 0), "bytes"))
             shown: bool | None = super().update(n)
             return shown
 

@@ -25,8 +25,8 @@ from dbgpt_guanaco.adapters.demo import ensure_demo_model
 from dbgpt_guanaco.adapters.folder import WHOLE, is_lora, missing_files, read_json
 from dbgpt_guanaco.adapters.progress_bars import bar_of_bytes
 from dbgpt_guanaco.errors import ConfigurationError, ModelLoadError, ModelNotFoundError
-from dbgpt_guanaco.progress import Tell, tell_nobody
 from dbgpt_guanaco.settings import DEMO_MODEL, ModelSettings
+from dbgpt_guanaco.start import Tell, tell_nobody
 
 logger = logging.getLogger(__name__)
 

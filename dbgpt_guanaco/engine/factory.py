@@ -11,8 +11,8 @@ from dbgpt_guanaco.engine.batching import BatchingEngine
 from dbgpt_guanaco.engine.embedding import SentenceEmbedder
 from dbgpt_guanaco.engine.streaming import StreamingEngine
 from dbgpt_guanaco.errors import ConfigurationError, GenerationFailedError
-from dbgpt_guanaco.progress import Progress, Tell, counted, tell_nobody
 from dbgpt_guanaco.settings import EngineSettings, LifeSettings, Settings
+from dbgpt_guanaco.start import StartProgress, Tell, counted, tell_nobody
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,10 @@ def create_engine(settings: Settings, tell: Tell = tell_nobody) -> BatchingEngin
         GuanacoError: It cannot be found, or cannot be served as asked.
     """
     registry = default_registry()
-    tell(Progress("finding the model"))
+    tell(StartProgress("finding the model"))
     source = resolve(settings.model, tell)
     loaded = load_model(source, settings.model, registry, tell)
-    tell(Progress("preparing the first pass"))
+    tell(StartProgress("preparing the first pass"))
     engine = start_engine(loaded, settings.engine, settings.life)
     try:
         for name, folder in counted(settings.engine.loras, "loading LoRAs", "LoRAs", tell):
@@ -77,7 +77,7 @@ def create_embedder(settings: Settings, tell: Tell = tell_nobody) -> SentenceEmb
     Raises:
         GuanacoError: It cannot be found, or cannot be loaded.
     """
-    tell(Progress("loading the embedding model"))
+    tell(StartProgress("loading the embedding model"))
     loaded = load_embedder(settings.embedding, settings.model.models_dir, tell)
     if not loaded:
         return None

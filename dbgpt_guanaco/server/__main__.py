@@ -16,7 +16,6 @@ from sse_starlette.sse import AppStatus
 from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.environment import load_settings
 from dbgpt_guanaco.errors import ConfigurationError, GuanacoError
-from dbgpt_guanaco.progress import Progress, Tell
 from dbgpt_guanaco.server.app import create_app
 from dbgpt_guanaco.server.graceful import GracefulServer
 from dbgpt_guanaco.server.listeners import create_listeners
@@ -25,6 +24,7 @@ from dbgpt_guanaco.server.registration import Registrations, check
 from dbgpt_guanaco.server.starting import LifeCycle
 from dbgpt_guanaco.server.supervisor import Supervisor
 from dbgpt_guanaco.settings import Settings
+from dbgpt_guanaco.start import StartProgress, Tell
 from dbgpt_guanaco.types import EmbeddingCard, ModelCard
 
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C has ended
@@ -109,7 +109,7 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> int
 
 def _load(settings: Settings, tell: Tell) -> tuple[Engine, Embedder | None]:
     # Only now: an error in a setting is told before torch takes its seconds.
-    tell(Progress("loading libraries"))
+    tell(StartProgress("loading libraries"))
     from dbgpt_guanaco.engine.factory import create_embedder, create_engine
 
     embedder = create_embedder(settings, tell)  # first: if it is missing, that is told at once

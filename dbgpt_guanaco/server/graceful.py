@@ -14,10 +14,10 @@ from types import FrameType
 import uvicorn
 
 from dbgpt_guanaco.engine.base import Embedder, Engine
-from dbgpt_guanaco.progress import Tell
 from dbgpt_guanaco.server.registration import Registrations
 from dbgpt_guanaco.server.starting import LifeCycle, in_own_thread
 from dbgpt_guanaco.server.supervisor import Supervisor
+from dbgpt_guanaco.start import Tell
 
 logger = logging.getLogger(__name__)
 

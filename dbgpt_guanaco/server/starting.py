@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.errors import EngineStartingError, EngineStoppedError
-from dbgpt_guanaco.progress import Progress
+from dbgpt_guanaco.start import StartProgress
 
 State = Literal["loading", "ready", "draining", "failed"]
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class LifeCycle:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._begin = clock, clock()
-        self._progress = Progress("starting")
+        self._progress = StartProgress("starting")
         self._loaded: tuple[Engine, Embedder | None] | None = None
         self._is_leaving = self._is_shut = False
         self._when_open: list[Callable[[Engine], None]] = []
@@ -52,7 +52,7 @@ class LifeCycle:
         return "ready" if self._loaded[0].is_alive else "failed"
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> StartProgress:
         """What is being done before the engine is there."""
         return self._progress
 
@@ -84,7 +84,7 @@ class LifeCycle:
             raise EngineStartingError(str(self._progress))
         return self._loaded
 
-    def tell(self, progress: Progress) -> None:
+    def tell(self, progress: StartProgress) -> None:
         """Hear how far the load is. Called by the thread that loads."""
         self._progress = progress
 

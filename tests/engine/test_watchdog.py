@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tiny import tiny_loaded
+from watched import STUCK, let_time_pass
 
 from dbgpt_guanaco.engine import batching, streaming
 from dbgpt_guanaco.engine.batching import BatchingEngine
@@ -15,8 +16,6 @@ from dbgpt_guanaco.engine.watchdog import Watchdog
 from dbgpt_guanaco.errors import EngineStoppedError
 from dbgpt_guanaco.settings import EngineSettings, LifeSettings
 from dbgpt_guanaco.types import GenerationRequest, SamplingParams
-
-STUCK = "a step of the engine has been running for more than"
 
 
 class Case:
@@ -79,9 +78,9 @@ Make = Callable[..., tuple[Any, Hold]]
 def make(request: pytest.FixtureRequest, llama_tokenizer: Any) -> Iterator[Make]:
     made = []
 
-    def start(step_timeout_s: float, slots: int = 4) -> tuple[Any, Hold]:
+    def start(slots: int = 4) -> tuple[Any, Hold]:
         loaded = tiny_loaded(llama_tokenizer, stop_token_ids=frozenset())
-        life = LifeSettings(step_timeout_s=step_timeout_s)
+        life = LifeSettings(step_timeout_s=600)
         engine = request.param(loaded, EngineSettings(slots=slots), life)
         engine.wait_until_warm()
         made.append((engine, Hold(loaded.model)))
@@ -105,12 +104,14 @@ async def read(generation: Any) -> int:
 async def test_a_stuck_step_ends_every_answer_and_the_engine_goes_on_if_it_returns(
     make: Make,
 ) -> None:
-    engine, hold = make(0.3, slots=2)
+    engine, hold = make(slots=2)
     running = [await engine.submit(ask(240)) for _ in range(2)]
     for generation in running:
         await anext(aiter(generation))
     waiting = await engine.submit(ask(5))
     hold.is_on = True
+    await asyncio.to_thread(hold.is_held.wait, 10)
+    let_time_pass(engine, 601)
     async with asyncio.timeout(10):
         for generation in (*running, waiting):
             with pytest.raises(EngineStoppedError, match=STUCK):
@@ -132,16 +133,19 @@ async def test_a_stuck_step_ends_every_answer_and_the_engine_goes_on_if_it_retur
 async def test_an_engine_whose_step_never_returns_is_lost_and_does_not_hold_up_its_end(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, hold = make(0.1)
+    engine, hold = make()
     for module in (batching, streaming):
         monkeypatch.setattr(module, "CLOSE_S", 0.2)
     generation = await engine.submit(ask(240))
     hold.is_on = True
+    await asyncio.to_thread(hold.is_held.wait, 10)
+    let_time_pass(engine, 601)
     async with asyncio.timeout(10):
         with pytest.raises(EngineStoppedError, match=STUCK):
             await read(generation)
-        while not engine.is_lost:  # noqa: ASYNC110 - the clock has no event
-            await asyncio.sleep(0.01)
+        assert not engine.is_lost
+        let_time_pass(engine, 600)
+        assert engine.is_lost
         await asyncio.to_thread(engine.close)
 
     assert engine.is_lost
@@ -149,7 +153,7 @@ async def test_an_engine_whose_step_never_returns_is_lost_and_does_not_hold_up_i
 
 
 async def test_closing_tells_everybody_before_the_step_that_runs_is_over(make: Make) -> None:
-    engine, hold = make(60, slots=1)
+    engine, hold = make(slots=1)
     running, waiting = [await engine.submit(ask(240)) for _ in range(2)]
     await anext(aiter(running))
     hold.is_on = True
@@ -163,3 +167,12 @@ async def test_closing_tells_everybody_before_the_step_that_runs_is_over(make: M
         assert not closing.done()
         hold.go.set()
         await closing
+
+
+async def test_the_watchdog_looks_by_itself() -> None:
+    told = threading.Event()
+    watchdog = Watchdog(0.05, lambda _: told.set())
+    watchdog.begin()
+
+    assert await asyncio.to_thread(told.wait, 10)
+    watchdog.close()

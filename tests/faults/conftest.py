@@ -8,7 +8,7 @@ from tiny import tiny_loaded
 
 from dbgpt_guanaco.engine.batching import BatchingEngine
 from dbgpt_guanaco.engine.streaming import StreamingEngine
-from dbgpt_guanaco.settings import EngineSettings, LifeSettings
+from dbgpt_guanaco.settings import EngineSettings
 from faults import matrix
 from faults.matrix import Row
 from faults.stage import Stage
@@ -53,9 +53,9 @@ MakeStage = Callable[..., Stage]
 def make_stage(llama_tokenizer: Any) -> Iterator[MakeStage]:
     stages = []
 
-    def make(kind: str, step_timeout_s: float = 120.0) -> Stage:
+    def make(kind: str) -> Stage:
         loaded = tiny_loaded(llama_tokenizer, stop_token_ids=frozenset())
-        engine = ENGINES[kind](loaded, SETTINGS, LifeSettings(step_timeout_s=step_timeout_s))
+        engine = ENGINES[kind](loaded, SETTINGS)
         engine.wait_until_warm()
         stages.append(Stage(engine, loaded))
         return stages[-1]

@@ -4,13 +4,15 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent.parent / "dbgpt_guanaco"
-WALL_CLOCK = re.compile(r"\btime\.time(?:_ns)?\(|\bdatetime\.(?:now|utcnow|today)\(")
-# What clients are told: when a model or an answer was made, when a worker was last heard of.
+WALL_CLOCK = re.compile(r"\btime\.time(?:_ns)?\b|\bdatetime\.(?:now|utcnow|today)\(")
+# What others are told: when a model or an answer was made, when a worker was last heard of, when a
+# request came (to a collector of traces).
 TOLD = {
     "types.py": 2,
     "engine/loras.py": 1,
     "server/openai_answers.py": 1,
     "server/instances.py": 1,
+    "server/exchange.py": 1,
 }
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from watched import STUCK, let_time_pass
 
+from dbgpt_guanaco.settings import LifeSettings
 from faults.conftest import MakeStage
 from faults.injections import FAULTS, Fault
 from faults.matrix import Row
@@ -18,7 +20,7 @@ STRUCTURED = {"response_format": {"type": "json_object"}}
 OPENAI_ONLY = "OpenAI"
 # So that an answer takes longer than its client needs to see the first of it.
 PASS_S = 0.02
-STUCK = "a step of the engine has been running for more than"
+STEP_TIMEOUT_S = LifeSettings().step_timeout_s
 ENDS = "never: the process ends with 70 and is started again"
 
 
@@ -87,23 +89,27 @@ def test_a_thread_that_dies_tells_everybody_and_the_server_says_so(
 def test_a_step_that_hangs_is_told_and_survived_if_it_returns(
     kind: str, returns: bool, make_stage: MakeStage, record: Callable[[Row], None]
 ) -> None:
-    stage, when, go = make_stage(kind, step_timeout_s=1.0), threading.Event(), threading.Event()
+    stage, when, hangs, go = make_stage(kind), *(threading.Event() for _ in range(3))
 
     def hang() -> None:
         time.sleep(PASS_S)
         if when.is_set():
             stage.hook.clear()
+            hangs.set()
             go.wait(PATIENCE_S)
 
     stage.hook.before = hang
     asked = stage.ask_all()
     wait_for_text(asked)
     when.set()
+    assert hangs.wait(PATIENCE_S)
+    let_time_pass(stage.engine, STEP_TIMEOUT_S + 1)
     seen = results(asked)
     ready = stage.client.get("/ready")
     late = stage.client.post("/v1/completions", json={"prompt": "x"})
     if not returns:
-        stage.wait_until(lambda: stage.engine.is_lost)
+        let_time_pass(stage.engine, STEP_TIMEOUT_S)
+        assert stage.engine.is_lost
     go.set()
 
     assert all(STUCK in str(each.problem) for each in seen), seen

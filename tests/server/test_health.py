@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 from fakes import ScriptedEngine
 
-from dbgpt_guanaco.progress import Progress
 from dbgpt_guanaco.server.app import create_app
 from dbgpt_guanaco.server.starting import LifeCycle
+from dbgpt_guanaco.start import StartProgress
 
 
 @pytest.mark.parametrize(("path", "word"), [("/health", "ok"), ("/ready", "ready")])
@@ -50,7 +50,7 @@ async def test_progress_is_told_while_the_model_is_loaded(
 ) -> None:
     now = iter([100.0, 103.21])
     life = LifeCycle(clock=lambda: next(now))
-    life.tell(Progress("loading weights", 120, 272, "tensors"))
+    life.tell(StartProgress("loading weights", 120, 272, "tensors"))
 
     response = await connect(life).get(path)
 

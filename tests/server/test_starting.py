@@ -10,10 +10,10 @@ import pytest
 from fakes import ScriptedEmbedder, ScriptedEngine
 
 from dbgpt_guanaco.errors import ModelLoadError
-from dbgpt_guanaco.progress import Progress
 from dbgpt_guanaco.server.app import create_app
 from dbgpt_guanaco.server.starting import LifeCycle, in_own_thread
 from dbgpt_guanaco.settings import ClusterSettings
+from dbgpt_guanaco.start import StartProgress
 
 # What answers at any time: probes, metrics, the page, and DB-GPT's probe of a controller.
 OPEN = {"/health", "/ready", "/metrics", "/", "/api/health"}
@@ -24,7 +24,7 @@ TOLD = "the model is being loaded (loading weights, 3 of 7 tensors); try again s
 
 def loading() -> LifeCycle:
     life = LifeCycle()
-    life.tell(Progress("loading weights", 3, 7, "tensors"))
+    life.tell(StartProgress("loading weights", 3, 7, "tensors"))
     return life
 
 

@@ -8,7 +8,7 @@ Item = TypeVar("Item", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class StartProgress:
     """How far a start has come.
 
     Attributes:
@@ -28,10 +28,10 @@ class Progress:
         return self.stage + counted
 
 
-Tell = Callable[[Progress], None]
+Tell = Callable[[StartProgress], None]
 
 
-def tell_nobody(_: Progress) -> None:
+def tell_nobody(_: StartProgress) -> None:
     """Let nobody know."""
 
 
@@ -44,6 +44,6 @@ class Countable(Sized, Protocol[Item]):
 def counted(items: Countable[Item], stage: str, unit: str, tell: Tell) -> Iterator[Item]:
     """Go through some items, and tell of each before it and of the end."""
     for done, item in enumerate(items):
-        tell(Progress(stage, done, len(items), unit))
+        tell(StartProgress(stage, done, len(items), unit))
         yield item
-    tell(Progress(stage, len(items), len(items), unit))
+    tell(StartProgress(stage, len(items), len(items), unit))
