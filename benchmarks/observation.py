@@ -33,6 +33,7 @@ from dbgpt_guanaco.server.exchange import Exchange
 from dbgpt_guanaco.server.exchange_log import log_exchange
 from dbgpt_guanaco.server.logs import JsonLines
 from dbgpt_guanaco.server.observed import ObservedEngine
+from dbgpt_guanaco.server.starting import LifeCycle
 from dbgpt_guanaco.types import GenerationRequest, SamplingParams, TextDelta, Usage
 
 TOKENS, ROUNDS, CALLS = 20_000, 15, 2_000
@@ -74,7 +75,7 @@ def main() -> None:
         ReadyEngine(),
         Exchange.of({"method": "POST", "path": "/v1/completions", "headers": []}),
     )
-    metrics = Metrics(engine)
+    metrics = Metrics(LifeCycle.of(engine))
     observed = ObservedEngine(engine, exchange, metrics)
     print("\n".join(as_list(run_facts())))
     bare_us = least_us(lambda: asyncio.run(read(engine)), TOKENS)

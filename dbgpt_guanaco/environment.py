@@ -19,6 +19,7 @@ from dbgpt_guanaco.settings import (
     EmbeddingSettings,
     EngineSettings,
     Group,
+    LifeSettings,
     ModelSettings,
     ObservationSettings,
     ServerSettings,
@@ -38,6 +39,7 @@ class _Environment(
     ServerSettings,
     ClusterSettings,
     ObservationSettings,
+    LifeSettings,
 ):
     """Every field of every group, filled from the environment and a dotenv file."""
 
@@ -94,6 +96,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         server=ServerSettings(**group(ServerSettings)),
         cluster=ClusterSettings(**group(ClusterSettings)),
         observation=ObservationSettings(**group(ObservationSettings)),
+        life=LifeSettings(**group(LifeSettings)),
     )
 
 

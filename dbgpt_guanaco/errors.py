@@ -11,6 +11,7 @@
     │   └── OutOfMemoryError      it does not fit, said before loading or when a step failed
     ├── OutputError               a folder cannot be written: it exists, the disk is full
     ├── EngineBusyError           every slot and every queue place is taken
+    ├── EngineStartingError       the engine is still being loaded
     ├── EngineStoppedError        the engine is shutting down
     ├── GenerationFailedError     an exception inside a generation
     ├── AccessDeniedError         a key is missing or wrong
@@ -76,6 +77,13 @@ class EngineBusyError(GuanacoError):
         super().__init__(
             f"the server is busy: {running} running and {waiting} waiting; try again soon"
         )
+
+
+class EngineStartingError(GuanacoError):
+    """The engine is still being loaded; it will take requests by itself."""
+
+    def __init__(self, progress: str) -> None:
+        super().__init__(f"the model is being loaded ({progress}); try again soon")
 
 
 class EngineStoppedError(GuanacoError):

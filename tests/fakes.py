@@ -123,7 +123,7 @@ class ScriptedEngine:
         self.card = ModelCard(name, aliases, "guanaco", "nf4", "bfloat16", "cpu", 2048, 1000)
         self.requests: list[GenerationRequest] = []
         self.generations: list[ScriptedGeneration] = []
-        self.is_alive, self.is_closed = True, False
+        self.is_alive, self.is_lost, self.is_closed = True, False, False
         self.problem: str | None = None
 
     @property

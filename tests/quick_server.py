@@ -1,19 +1,25 @@
 """The real server, started as a person starts it, over a scripted engine: ready in a second.
 
 ``python quick_server.py`` reads the usual settings. An answer is as many words as it may have
-tokens, said slowly. The times of the cluster are shortened, all in the same measure.
+tokens, said slowly. The times of the cluster are shortened, all in the same measure. Where
+``QUICK_LOAD`` names a pipe, loading lasts until something is written there, and fails if that is
+the name of a way to fail.
 """
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import ModuleType
 
 from fakes import ScriptedEmbedder, ScriptedEngine, ScriptedGeneration
 
-from dbgpt_guanaco.server import instances, registration
+from dbgpt_guanaco.errors import EngineStoppedError, ModelLoadError
+from dbgpt_guanaco.server import graceful, instances, registration
 from dbgpt_guanaco.server.__main__ import main
+from dbgpt_guanaco.start import StartProgress, Tell
 from dbgpt_guanaco.types import GenerationRequest, TextDelta
 
 WORD_S = 0.05
@@ -21,34 +27,46 @@ FASTER = 30  # times as fast as real
 
 
 class SlowGeneration(ScriptedGeneration):
-    """Says a word every twentieth of a second."""
+    """Says a word every twentieth of a second, until its engine is closed."""
 
     async def _deltas(self) -> AsyncIterator[TextDelta]:
         async for delta in super()._deltas():
             await asyncio.sleep(WORD_S)
+            if ENGINE.is_closed:
+                raise EngineStoppedError
             yield delta
 
 
 class SlowEngine(ScriptedEngine):
-    """Takes its time, and dies when the process is told so (SIGUSR1)."""
+    """Takes its time; dies for a while (SIGUSR1) or for good (SIGUSR2) when it is told so."""
 
     async def submit(self, request: GenerationRequest) -> ScriptedGeneration:
         self.requests.append(request)
         words = ["word "] * (request.sampling.max_new_tokens or 1)
         return SlowGeneration(words, endless=False, logprobs=False)
 
-    def die(self) -> None:
-        self.is_alive = False
+    def die(self, *, for_good: bool) -> None:
+        self.is_alive, self.is_lost = False, for_good
+        self.problem = "told to die"
 
 
-def create_engine(_: object) -> SlowEngine:
-    engine = SlowEngine()
-    signal.signal(signal.SIGUSR1, lambda *_: engine.die())
-    return engine
+def create_engine(_: object, tell: Tell) -> SlowEngine:
+    if pipe := os.environ.get("QUICK_LOAD"):
+        tell(StartProgress("waiting to be told", 1, 2, "words"))
+        if error := FAILURES.get(Path(pipe).read_text()):
+            raise error
+    return ENGINE
 
 
-def create_embedder(_: object) -> ScriptedEmbedder:
+def create_embedder(_: object, tell: Tell) -> ScriptedEmbedder:
     return ScriptedEmbedder()
+
+
+ENGINE = SlowEngine()
+FAILURES: dict[str, Exception] = {
+    "setting": ModelLoadError("there is no such model; set LLM_MODEL"),
+    "bug": ZeroDivisionError("a bug"),
+}
 
 
 def quicken() -> None:
@@ -59,6 +77,7 @@ def quicken() -> None:
     registration.LAST_RETRY_S /= FASTER
     registration.LOOK_S /= FASTER
     instances.SILENT_AFTER_S /= FASTER
+    graceful.LAST_WORDS_S /= FASTER
     registration.LINGER_S = 1.0  # longer: a busy machine must not miss it
 
 
@@ -66,5 +85,7 @@ if __name__ == "__main__":
     factory = ModuleType("dbgpt_guanaco.engine.factory")
     vars(factory).update(create_engine=create_engine, create_embedder=create_embedder)
     sys.modules[factory.__name__] = factory
+    signal.signal(signal.SIGUSR1, lambda *_: ENGINE.die(for_good=False))
+    signal.signal(signal.SIGUSR2, lambda *_: ENGINE.die(for_good=True))
     quicken()
     sys.exit(main())

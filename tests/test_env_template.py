@@ -66,7 +66,7 @@ def test_every_line_uncommented_loads_and_shows_the_default(tmp_path: Path) -> N
 
     loaded, default = load_settings(env_file), Settings()
 
-    for group in ("model", "engine", "server"):
+    for group in ("model", "engine", "server", "life"):
         for field, info in type(getattr(default, group)).model_fields.items():
             shown = getattr(getattr(loaded, group), field)
             if info.validation_alias not in EXAMPLES:

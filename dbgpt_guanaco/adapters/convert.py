@@ -4,13 +4,16 @@ import json
 import logging
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dbgpt_guanaco.adapters.folder import INDEX, WHOLE
-from dbgpt_guanaco.errors import ModelLoadError
+from dbgpt_guanaco.errors import ModelLoadError, OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,7 @@ def convert_pickled_weights(folder: Path) -> list[Path]:
 
     Raises:
         ModelLoadError: There are no such files, or one holds more than weights.
+        OutputError: The disk is full, or may not be written.
     """
     sources = sorted(folder.glob("pytorch_model*.bin"))
     if not folder.is_dir():
@@ -39,18 +43,30 @@ def convert_pickled_weights(folder: Path) -> list[Path]:
         target = folder / _target_name(number, len(sources))
         tensors = read_pickled(source)
         total_bytes += sum(t.numel() * t.element_size() for t in tensors.values())
-        partial = target.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(target)
+        with _whole_or_not_at_all(target) as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, target.name)
         written.append(target)
         logger.info("%s → %s: %d tensors", source.name, target.name, len(tensors))
     if len(written) > 1:
         index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-        partial = (folder / INDEX).with_suffix(".partial")
-        partial.write_text(json.dumps(index, indent=2))
-        partial.replace(folder / INDEX)
+        with _whole_or_not_at_all(folder / INDEX) as partial:
+            partial.write_text(json.dumps(index, indent=2))
     return written
+
+
+@contextmanager
+def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
+    """Yield where to write; what is whole gets the target's name, anything else goes."""
+    partial = target.with_suffix(".partial")
+    try:
+        yield partial
+        partial.replace(target)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"{target} cannot be written: {reason}; nothing was left of it") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _target_name(number: int, count: int) -> str:

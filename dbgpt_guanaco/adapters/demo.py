@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dbgpt_guanaco.errors import ModelNotFoundError
+from safetensors import SafetensorError
+
+from dbgpt_guanaco.errors import ModelNotFoundError, OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ def ensure_demo_model(folder: Path) -> Path:
 
     Raises:
         ModelNotFoundError: The package that carries the weights is not installed.
+        OutputError: The disk is full, or may not be written.
     """
     if (folder / "config.json").is_file():
         return folder
@@ -37,9 +40,12 @@ def ensure_demo_model(folder: Path) -> Path:
         _convert(gguf, scratch)
         scratch.chmod(0o755)
         scratch.replace(folder)
-    except OSError:
+    except (OSError, SafetensorError) as error:
         if not (folder / "config.json").is_file():  # else another process was faster
-            raise
+            raise OutputError(
+                f"{folder} cannot be written: {error}; nothing was left behind. "
+                "GUANACO_MODELS_DIR may name a folder on another disk"
+            ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder

@@ -17,6 +17,7 @@ from dbgpt_guanaco.adapters.foreign_code import check_code
 from dbgpt_guanaco.adapters.resolve import checked, find_folder
 from dbgpt_guanaco.errors import ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import EmbeddingSettings
+from dbgpt_guanaco.start import Tell, tell_nobody
 from dbgpt_guanaco.types import EmbeddingCard
 
 if TYPE_CHECKING:
@@ -52,8 +53,15 @@ class LoadedEmbedder:
     card: EmbeddingCard
 
 
-def load_embedder(settings: EmbeddingSettings, models_dir: Path) -> LoadedEmbedder | None:
+def load_embedder(
+    settings: EmbeddingSettings, models_dir: Path, tell: Tell = tell_nobody
+) -> LoadedEmbedder | None:
     """Load the embedding model that the settings name; None if there is to be none.
+
+    Args:
+        settings: Which one, and for which device.
+        models_dir: Where models are kept.
+        tell: Hears how much of it has been fetched.
 
     Raises:
         ModelNotFoundError: It is nowhere; the text says where it was looked for.
@@ -72,7 +80,7 @@ def load_embedder(settings: EmbeddingSettings, models_dir: Path) -> LoadedEmbedd
         return None
     name = wanted or DEFAULT
     try:
-        folder = find_folder(name, models_dir, KNOWN_EMBEDDINGS, {DEFAULT: _packaged})
+        folder = find_folder(name, models_dir, KNOWN_EMBEDDINGS, {DEFAULT: _packaged}, tell)
     except ModelNotFoundError as error:
         remedy = f"{error.remedy}\n{OTHERWISE}"
         raise ModelNotFoundError(name, error.looked_in, remedy) from None

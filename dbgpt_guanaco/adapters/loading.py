@@ -21,6 +21,7 @@ from dbgpt_guanaco.adapters.machine import (
     gpu_bytes,
 )
 from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
+from dbgpt_guanaco.adapters.progress_bars import counting_tensors
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import ModelSource
@@ -32,6 +33,7 @@ from dbgpt_guanaco.errors import (
     OutOfMemoryError,
 )
 from dbgpt_guanaco.settings import ModelSettings, Quantization
+from dbgpt_guanaco.start import Tell, tell_nobody
 from dbgpt_guanaco.types import ModelCard
 
 logger = logging.getLogger(__name__)
@@ -89,9 +91,18 @@ class LoadPlan:
 
 
 def load_model(
-    source: ModelSource, settings: ModelSettings, registry: AdapterRegistry
+    source: ModelSource,
+    settings: ModelSettings,
+    registry: AdapterRegistry,
+    tell: Tell = tell_nobody,
 ) -> LoadedModel:
     """Load a model as the settings ask.
+
+    Args:
+        source: Its folders.
+        settings: How it is to be loaded.
+        registry: The families.
+        tell: Hears how many tensors have been loaded.
 
     Raises:
         ConfigurationError: The settings contradict the machine or the checkpoint.
@@ -107,7 +118,8 @@ def load_model(
         "loading %s as %s, %s arithmetic, on %s",
         source.name, plan.quantization, plan.dtype, plan.device,
     )  # fmt: skip
-    model = _load_weights(source.model_path, config, plan, settings)
+    with counting_tensors(tell):
+        model = _load_weights(source.model_path, config, plan, settings)
     lora = read_lora(source.lora_path, model, plan.dtype) if source.lora_path else None
     if plan.device.type == "cpu":
         flatten_inputs(model)

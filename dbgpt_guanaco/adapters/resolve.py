@@ -24,8 +24,10 @@ from huggingface_hub.utils._validators import validate_repo_id
 from dbgpt_guanaco.adapters.demo import ensure_demo_model
 from dbgpt_guanaco.adapters.folder import WHOLE, is_lora, missing_files, read_json
 from dbgpt_guanaco.adapters.known import KNOWN_MODELS
+from dbgpt_guanaco.adapters.progress_bars import bar_of_bytes
 from dbgpt_guanaco.errors import ConfigurationError, ModelLoadError, ModelNotFoundError
 from dbgpt_guanaco.settings import DEMO_MODEL, ModelSettings
+from dbgpt_guanaco.start import Tell, tell_nobody
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +58,14 @@ class ModelSource:
     family_names: tuple[str, ...]
 
 
-def resolve(settings: ModelSettings, *, may_fetch: bool = True) -> ModelSource:
+def resolve(
+    settings: ModelSettings, tell: Tell = tell_nobody, *, may_fetch: bool = True
+) -> ModelSource:
     """Find the model that the settings name, and its base if it is a LoRA.
 
     Args:
         settings: Name it.
+        tell: Hears how much of it has been fetched.
         may_fetch: What is not here may be fetched from the hub, or made from its package.
 
     Raises:
@@ -68,7 +73,7 @@ def resolve(settings: ModelSettings, *, may_fetch: bool = True) -> ModelSource:
         ModelLoadError: A folder was found, but what is in it cannot be served.
         ConfigurationError: Its code is to be trusted, but it came straight from the hub.
     """
-    source = _resolve(settings, may_fetch=may_fetch)
+    source = _resolve(settings, tell, may_fetch=may_fetch)
     if settings.trust_remote_code:
         for folder in filter(None, (source.model_path, source.lora_path)):
             _refuse_unread_code(folder)
@@ -85,40 +90,44 @@ def _refuse_unread_code(folder: Path) -> None:
         )
 
 
-def _resolve(settings: ModelSettings, *, may_fetch: bool) -> ModelSource:
+def _resolve(settings: ModelSettings, tell: Tell, *, may_fetch: bool) -> ModelSource:
     name = Path(settings.name).name
     if name in ("", ".."):  # a way to a folder, and no name for it
         name = Path(settings.name).resolve().name
     known = KNOWN_MODELS.get(settings.name)
-    found = _find(settings.name, settings, may_fetch=may_fetch)
+    find = partial(_find, settings=settings, tell=tell, may_fetch=may_fetch)
+    found = find(settings.name)
     if not is_lora(found):
-        lora = find_lora(settings.lora, settings, may_fetch=may_fetch) if settings.lora else None
+        lora = None
+        if settings.lora:
+            lora = find_lora(settings.lora, settings, tell, may_fetch=may_fetch)
         names = (settings.lora, settings.name) if settings.lora else (settings.name,)
         return ModelSource(name, checked(found), lora, tuple(map(str, names)))
     if settings.lora:
         raise ModelLoadError(f"LLM_MODEL={settings.name} is a LoRA itself; drop GUANACO_LORA")
     base = settings.base_model or (known.base if known and known.base else base_of(found))
-    base_path = checked(_find(base, settings, may_fetch=may_fetch))
-    return ModelSource(name, base_path, found, (settings.name, base))
+    return ModelSource(name, checked(find(base)), found, (settings.name, base))
 
 
-def find_lora(name: str, settings: ModelSettings, *, may_fetch: bool = True) -> Path:
+def find_lora(
+    name: str, settings: ModelSettings, tell: Tell = tell_nobody, *, may_fetch: bool = True
+) -> Path:
     """Return the folder of a LoRA that is to be laid on another model.
 
     Raises:
         ModelNotFoundError: It is nowhere; the text says where it was looked for.
         ModelLoadError: A folder was found, but there is no LoRA in it.
     """
-    folder = _find(name, settings, may_fetch=may_fetch)
+    folder = _find(name, settings, tell, may_fetch=may_fetch)
     if not is_lora(folder):
         raise ModelLoadError(f"GUANACO_LORA={name}: {folder} holds no LoRA weights")
     return folder
 
 
-def _find(name: str, settings: ModelSettings, *, may_fetch: bool) -> Path:
+def _find(name: str, settings: ModelSettings, tell: Tell, *, may_fetch: bool) -> Path:
     known = {known_name: known.hub for known_name, known in KNOWN_MODELS.items()}
-    demo = partial(ensure_demo_model, settings.models_dir / DEMO_MODEL)
-    return find_folder(name, settings.models_dir, known, {DEMO_MODEL: demo}, may_fetch=may_fetch)
+    packaged = {DEMO_MODEL: partial(ensure_demo_model, settings.models_dir / DEMO_MODEL)}
+    return find_folder(name, settings.models_dir, known, packaged, tell, may_fetch=may_fetch)
 
 
 def find_folder(
@@ -126,6 +135,7 @@ def find_folder(
     models_dir: Path,
     known: Mapping[str, str],
     packaged: Mapping[str, Callable[[], Path]],
+    tell: Tell = tell_nobody,
     *,
     may_fetch: bool = True,
 ) -> Path:
@@ -136,6 +146,7 @@ def find_folder(
         models_dir: Where models are kept.
         known: Known names → hub names.
         packaged: Known names whose weights come in a Python package → what finds them there.
+        tell: Hears how much has been fetched.
         may_fetch: What is not here may be fetched, or made from its package.
 
     Raises:
@@ -159,7 +170,7 @@ def find_folder(
     looked_in.append(f"hub cache {constants.HF_HUB_CACHE}, as {hub}")
     if not may_fetch:
         raise ModelNotFoundError(name, looked_in, how_to_fetch(name, hub, models_dir))
-    return _fetch(name, hub, looked_in, models_dir)
+    return _fetch(name, hub, looked_in, models_dir, tell)
 
 
 def _find_cached(hub: str) -> Path | None:
@@ -175,7 +186,7 @@ def how_to_fetch(name: str, hub: str, models_dir: Path) -> str:
     return f"{FETCH}  {command('hf')} download {hub} --local-dir {models_dir / name}"
 
 
-def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
+def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path, tell: Tell) -> Path:
     try:
         if constants.HF_HUB_OFFLINE:
             looked_in.append("the hub was not asked: HF_HUB_OFFLINE is set")
@@ -185,7 +196,12 @@ def _fetch(name: str, hub: str, looked_in: list[str], models_dir: Path) -> Path:
         refuse_pickles(hub, [file.rfilename for file in listed], models_dir / name)
         logger.info("%s: fetching %s", name, hub)
         return Path(
-            snapshot_download(hub, allow_patterns=LORA_FILES, ignore_patterns=OTHER_FORMATS)
+            snapshot_download(
+                hub,
+                allow_patterns=LORA_FILES,
+                ignore_patterns=OTHER_FORMATS,
+                tqdm_class=bar_of_bytes(tell),
+            )
         )
     except (HTTPError, OSError) as error:
         if not constants.HF_HUB_OFFLINE:

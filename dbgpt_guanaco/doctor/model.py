@@ -7,9 +7,9 @@ import httpx
 from huggingface_hub import constants
 
 from dbgpt_guanaco.adapters import demo, embedding
+from dbgpt_guanaco.adapters.known import KNOWN_MODELS
 from dbgpt_guanaco.adapters.resolve import (
     FETCH,
-    KNOWN_MODELS,
     checked,
     command,
     find_folder,

@@ -116,6 +116,13 @@ class Admission(Generic[Item]):
             self._waiting.remove(item)
             return True
 
+    def dismiss(self) -> list[Item]:
+        """Empty the queue; return who waited there and who runs, who keeps the slot."""
+        with self._changed:
+            dismissed = [*self._running, *self._waiting]
+            self._waiting.clear()
+            return dismissed
+
     def close(self) -> list[Item]:
         """Let nobody in any more; return those who were still waiting."""
         with self._changed:

@@ -124,6 +124,11 @@ class Engine(Protocol):
         """Why it takes none; None where it does."""
         ...
 
+    @property
+    def is_lost(self) -> bool:
+        """It will never take requests again: only a new process helps."""
+        ...
+
     async def submit(self, request: GenerationRequest) -> Generation:
         """Accept a request; the caller must iterate it to the end or cancel it.
 

@@ -31,13 +31,14 @@ from dbgpt_guanaco.engine.scheduler import Step
 from dbgpt_guanaco.engine.sequence import Sequence
 from dbgpt_guanaco.engine.stopping import StopChecker
 from dbgpt_guanaco.engine.structure import StructureCompiler
+from dbgpt_guanaco.engine.watchdog import Watchdog
 from dbgpt_guanaco.errors import (
     EngineStoppedError,
     GenerationFailedError,
     GuanacoError,
     OutOfMemoryError,
 )
-from dbgpt_guanaco.settings import EngineSettings
+from dbgpt_guanaco.settings import EngineSettings, LifeSettings
 from dbgpt_guanaco.types import (
     EngineLoad,
     GenerationRequest,
@@ -47,6 +48,8 @@ from dbgpt_guanaco.types import (
 
 logger = logging.getLogger(__name__)
 
+# How long the end of the engine's thread is waited for.
+CLOSE_S = 30.0
 # Failing steps in a row after which the engine no longer trusts its own memory.
 MAX_FAILURES = 2
 REBUILDING = "the engine failed and is being rebuilt; the server's log says why"
@@ -55,7 +58,9 @@ REBUILDING = "the engine failed and is being rebuilt; the server's log says why"
 class BatchingEngine:
     """Answers many requests at once, in one thread."""
 
-    def __init__(self, loaded: LoadedModel, settings: EngineSettings) -> None:
+    def __init__(
+        self, loaded: LoadedModel, settings: EngineSettings, life: LifeSettings | None = None
+    ) -> None:
         self._loaded = loaded
         self._machinery = Machinery(loaded.model, settings, loaded.card.context_tokens)
         context_tokens = min(loaded.card.context_tokens, self._machinery.capacity_tokens)
@@ -76,6 +81,9 @@ class BatchingEngine:
         self._failures = 0
         self._prompt_tokens = 0
         self._problem: str | None = None
+        self._is_abandoned = False
+        timeout_s = (life or LifeSettings()).step_timeout_s
+        self._watchdog = Watchdog(timeout_s, self._on_stuck)
         self._is_warm = threading.Event()
         self._thread = threading.Thread(target=self._run, name="guanaco-engine", daemon=True)
         self._thread.start()
@@ -107,20 +115,25 @@ class BatchingEngine:
     @property
     def problem(self) -> str | None:
         """See ``Engine``."""
-        if self._problem:
-            return self._problem
-        return "the engine is closed" if self._admission.is_closed else None
+        closed = "the engine is closed" if self._admission.is_closed else None
+        return self._problem or self._watchdog.problem or closed
 
     @property
     def is_alive(self) -> bool:
         """See ``Engine``."""
         return self._thread.is_alive() and self.problem is None
 
+    @property
+    def is_lost(self) -> bool:
+        """See ``Engine``."""
+        is_dead = not self._thread.is_alive() and self._problem is not None
+        return is_dead or self._is_abandoned or self._watchdog.is_lost
+
     async def submit(self, request: GenerationRequest) -> StreamingGeneration:
         """See ``Engine``."""
         check_token_ids(request.sampling, self._machinery.vocabulary_size)
-        if self._problem:
-            raise EngineStoppedError(self._problem)
+        if problem := self._problem or self._watchdog.problem:
+            raise EngineStoppedError(problem)
         served = self.loras.get(request.lora) if request.lora else self._loaded
         self._admission.check()
         input_ids, max_new_tokens = await asyncio.to_thread(self._encoder.fit, request)
@@ -153,9 +166,14 @@ class BatchingEngine:
         return await asyncio.to_thread(self._machinery.mean_embedding, token_ids)
 
     def close(self) -> None:
-        """End every request and the thread; returns when both are gone."""
-        post_all((generation, EngineStoppedError()) for generation in self._admission.close())
-        self._thread.join()
+        """End every request and the thread; returns when both are gone, or the thread is stuck."""
+        ended = [*self._admission.dismiss(), *self._admission.close()]
+        post_all((generation, EngineStoppedError()) for generation in ended)
+        self._thread.join(CLOSE_S)
+        self._is_abandoned = self._thread.is_alive()
+        if self._is_abandoned:
+            logger.error("the engine's thread is stuck, and left behind")
+            return
         self._structures.close()
         self._machinery.close()
 
@@ -167,12 +185,16 @@ class BatchingEngine:
             self._is_warm.set()
             while not self._admission.is_closed:
                 self._admit()
+                self._watchdog.begin()
                 self._step()
+                if self._watchdog.end():
+                    self._recover()
         except BaseException as error:  # the thread ends here: whoever waits must hear of it
             self._problem = f"the engine has failed: {error}"
             logger.exception("the engine's thread died")
         finally:
             self._is_warm.set()
+            self._watchdog.close()
             stopped = EngineStoppedError(*([self._problem] if self._problem else []))
             post_all((generation, stopped) for generation in self._admission.close())
             self._end_all(self._machinery.scheduler.sequences, stopped)
@@ -323,6 +345,17 @@ class BatchingEngine:
         if self._failures < MAX_FAILURES and self._machinery.is_sound():
             return
         self._rebuild(told)
+
+    def _on_stuck(self, problem: str) -> None:
+        """Tell everybody. The engine's thread cannot; it clears up if the step returns."""
+        logger.error("%s; all answers end", problem)
+        stopped = EngineStoppedError(problem)
+        post_all((generation, stopped) for generation in self._admission.dismiss())
+
+    def _recover(self) -> None:
+        logger.warning("the step that was stuck has returned")
+        self._pending = None
+        self._rebuild(EngineStoppedError(REBUILDING))
 
     def _rebuild(self, told: GuanacoError) -> None:
         """Start with an empty cache. Nobody is let in meanwhile; if it fails, the engine ends."""

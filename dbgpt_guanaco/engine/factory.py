@@ -11,24 +11,32 @@ from dbgpt_guanaco.engine.batching import BatchingEngine
 from dbgpt_guanaco.engine.embedding import SentenceEmbedder
 from dbgpt_guanaco.engine.streaming import StreamingEngine
 from dbgpt_guanaco.errors import ConfigurationError, GenerationFailedError
-from dbgpt_guanaco.settings import EngineSettings, Settings
+from dbgpt_guanaco.settings import EngineSettings, LifeSettings, Settings
+from dbgpt_guanaco.start import StartProgress, Tell, counted, tell_nobody
 
 logger = logging.getLogger(__name__)
 
 _Engine = TypeVar("_Engine", BatchingEngine, StreamingEngine)
 
 
-def create_engine(settings: Settings) -> BatchingEngine | StreamingEngine:
+def create_engine(settings: Settings, tell: Tell = tell_nobody) -> BatchingEngine | StreamingEngine:
     """Find and load the model that the settings name.
+
+    Args:
+        settings: All of them.
+        tell: Hears how far it is.
 
     Raises:
         GuanacoError: It cannot be found, or cannot be served as asked.
     """
     registry = default_registry()
-    loaded = load_model(resolve(settings.model), settings.model, registry)
-    engine = start_engine(loaded, settings.engine)
+    tell(StartProgress("finding the model"))
+    source = resolve(settings.model, tell)
+    loaded = load_model(source, settings.model, registry, tell)
+    tell(StartProgress("preparing the first pass"))
+    engine = start_engine(loaded, settings.engine, settings.life)
     try:
-        for name, folder in settings.engine.loras:
+        for name, folder in counted(settings.engine.loras, "loading LoRAs", "LoRAs", tell):
             engine.loras.add(name, find_lora(folder, settings.model))
     except BaseException:
         engine.close()
@@ -36,7 +44,9 @@ def create_engine(settings: Settings) -> BatchingEngine | StreamingEngine:
     return engine
 
 
-def start_engine(loaded: LoadedModel, settings: EngineSettings) -> BatchingEngine | StreamingEngine:
+def start_engine(
+    loaded: LoadedModel, settings: EngineSettings, life: LifeSettings | None = None
+) -> BatchingEngine | StreamingEngine:
     """Return the engine that the settings name, warm; by default the first that can run.
 
     Raises:
@@ -44,12 +54,12 @@ def start_engine(loaded: LoadedModel, settings: EngineSettings) -> BatchingEngin
     """
     if settings.engine != "streaming":
         try:
-            return _warm(BatchingEngine(loaded, settings))
+            return _warm(BatchingEngine(loaded, settings, life))
         except (ConfigurationError, GenerationFailedError) as error:
             if settings.engine == "batching":
                 raise
             logger.warning("answers take turns instead of sharing passes: %s", error)
-    return _warm(StreamingEngine(loaded, settings))
+    return _warm(StreamingEngine(loaded, settings, life))
 
 
 def _warm(engine: _Engine) -> _Engine:
@@ -61,13 +71,14 @@ def _warm(engine: _Engine) -> _Engine:
     return engine
 
 
-def create_embedder(settings: Settings) -> SentenceEmbedder | None:
+def create_embedder(settings: Settings, tell: Tell = tell_nobody) -> SentenceEmbedder | None:
     """Find and load the embedding model that the settings name, if they name one.
 
     Raises:
         GuanacoError: It cannot be found, or cannot be loaded.
     """
-    loaded = load_embedder(settings.embedding, settings.model.models_dir)
+    tell(StartProgress("loading the embedding model"))
+    loaded = load_embedder(settings.embedding, settings.model.models_dir, tell)
     if not loaded:
         return None
     return SentenceEmbedder(loaded, settings.engine.slots + settings.engine.queue_size)

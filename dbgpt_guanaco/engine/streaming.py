@@ -13,7 +13,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -39,6 +39,7 @@ from dbgpt_guanaco.engine.sampling import Sampler, check_token_ids
 from dbgpt_guanaco.engine.stopping import StopChecker
 from dbgpt_guanaco.engine.streamer import AnswerStreamer, GenerationEndedError, StopOnTokens
 from dbgpt_guanaco.engine.structure import StructureCompiler
+from dbgpt_guanaco.engine.watchdog import Watchdog
 from dbgpt_guanaco.errors import (
     EngineStoppedError,
     GenerationFailedError,
@@ -46,7 +47,7 @@ from dbgpt_guanaco.errors import (
     InvalidRequestError,
     OutOfMemoryError,
 )
-from dbgpt_guanaco.settings import EngineSettings
+from dbgpt_guanaco.settings import EngineSettings, LifeSettings
 from dbgpt_guanaco.types import (
     EngineLoad,
     GenerationRequest,
@@ -56,6 +57,8 @@ from dbgpt_guanaco.types import (
 
 logger = logging.getLogger(__name__)
 
+# How long the end of the engine's thread is waited for.
+CLOSE_S = 30.0
 # Prompt tokens of one forward pass. A cancel waits for one pass at most.
 PREFILL_CHUNK = {"cpu": 64, "cuda": 512}
 
@@ -71,7 +74,9 @@ class _Turn(greenlet):
 class StreamingEngine:
     """Answers requests with ``model.generate``, one thread for all of them."""
 
-    def __init__(self, loaded: LoadedModel, settings: EngineSettings) -> None:
+    def __init__(
+        self, loaded: LoadedModel, settings: EngineSettings, life: LifeSettings | None = None
+    ) -> None:
         self.card: ModelCard = loaded.card
         self.template: PromptTemplate = loaded.template
         self._loaded = loaded
@@ -93,6 +98,9 @@ class StreamingEngine:
         )
         self.loras, self._lora_layers = LoraShelf(loaded, settings), LoraLayers(loaded.model)
         self._hook = loaded.model.register_forward_pre_hook(self._hand_over)
+        self._is_abandoned = False
+        timeout_s = (life or LifeSettings()).step_timeout_s
+        self._watchdog = Watchdog(timeout_s, self._on_stuck)
         self._is_warm = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="guanaco-engine", daemon=True)
@@ -121,12 +129,19 @@ class StreamingEngine:
     @property
     def is_alive(self) -> bool:
         """The engine's thread runs and takes requests."""
-        return self._thread.is_alive() and not self._admission.is_closed
+        is_well = self._watchdog.problem is None and not self._admission.is_closed
+        return is_well and self._thread.is_alive()
+
+    @property
+    def is_lost(self) -> bool:
+        """See ``Engine``."""
+        is_dead = not self._thread.is_alive() and self._failure is not None
+        return is_dead or self._is_abandoned or self._watchdog.is_lost
 
     async def submit(self, request: GenerationRequest) -> StreamingGeneration:
         """See ``Engine``."""
         check_token_ids(request.sampling, self._vocabulary_size)
-        if self._failure:
+        if self._failure or self._watchdog.problem:
             raise self._stopped()
         served = self.loras.get(request.lora) if request.lora else self._loaded
         self._admission.check()
@@ -159,10 +174,14 @@ class StreamingEngine:
         return await asyncio.to_thread(self._mean_embedding, token_ids)
 
     def close(self) -> None:
-        """End every request and the thread; returns when both are gone."""
-        for generation in self._admission.close():
+        """End every request and the thread; returns when both are gone, or the thread is stuck."""
+        for generation in [*self._admission.dismiss(), *self._admission.close()]:
             generation.post(self._stopped())
-        self._thread.join()
+        self._thread.join(CLOSE_S)
+        self._is_abandoned = self._thread.is_alive()
+        if self._is_abandoned:
+            logger.error("the engine's thread is stuck, and left behind")
+            return
         self._structures.close()
         self._hook.remove()
         self._lora_layers.remove()
@@ -182,12 +201,16 @@ class StreamingEngine:
             self._is_warm.set()
             while not self._admission.is_closed:
                 self._admit(turns)
+                self._watchdog.begin()
                 self._step(turns)
+                if self._watchdog.end():
+                    self._recover(turns)
         except BaseException as error:  # the thread ends here: whoever waits must hear of it
             self._failure = error
             logger.exception("the engine's thread died")
         finally:
             self._is_warm.set()
+            self._watchdog.close()
             for generation in [*self._admission.close(), *(t.generation for t in turns)]:
                 self._admission.leave(generation)
                 generation.post(self._stopped())
@@ -195,7 +218,18 @@ class StreamingEngine:
     def _stopped(self) -> EngineStoppedError:
         if self._failure:
             return EngineStoppedError("the engine has failed; the server's log says why")
-        return EngineStoppedError()
+        return EngineStoppedError(*filter(None, [self._watchdog.problem]))
+
+    def _on_stuck(self, problem: str) -> None:
+        """Tell everybody. The engine's thread cannot; they leave if the step returns."""
+        logger.error("%s; all answers end", problem)
+        for generation in self._admission.dismiss():
+            generation.post(EngineStoppedError(problem))
+
+    def _recover(self, turns: Iterable[_Turn]) -> None:
+        logger.warning("the step that was stuck has returned")
+        for turn in turns:
+            turn.generation.is_cancelled = True
 
     def _warm_up(self) -> None:
         ids = torch.zeros((1, 2), dtype=torch.long, device=self._device)

@@ -1,98 +1,64 @@
 """``python -m dbgpt_guanaco.server``: load the model that ``.env`` names, and serve it."""
 
-import asyncio
+import contextlib
 import logging
 import os
 import socket
 import sys
-import threading
-from collections.abc import Callable
-from types import FrameType
+from functools import partial
+from typing import NoReturn
 
 import uvicorn
 from rich.console import Console
 from rich.table import Table
 from sse_starlette.sse import AppStatus
 
+from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.environment import load_settings
 from dbgpt_guanaco.errors import ConfigurationError, GuanacoError
 from dbgpt_guanaco.server.app import create_app
+from dbgpt_guanaco.server.graceful import GracefulServer
 from dbgpt_guanaco.server.listeners import create_listeners
 from dbgpt_guanaco.server.logs import set_up_logging
 from dbgpt_guanaco.server.registration import Registrations, check
+from dbgpt_guanaco.server.starting import LifeCycle
+from dbgpt_guanaco.server.supervisor import Supervisor
 from dbgpt_guanaco.settings import Settings
+from dbgpt_guanaco.start import StartProgress, Tell
 from dbgpt_guanaco.types import EmbeddingCard, ModelCard
 
-# Time that running answers have once the server is told to stop.
-GRACE_S = 10
+INTERRUPTED = 130  # what a shell says of a program that Ctrl-C has ended
 
 
 def main() -> int:
-    """Serve until told to stop. Returns the exit status: 2 for what a setting can mend."""
+    """Serve until told to stop.
+
+    Returns:
+        The exit status: 2 for what a setting can mend, ``graceful.LOST`` where only a new
+        process helps.
+    """
     console = _console()
     try:
         settings = load_settings()
         set_up_logging(settings.server.log_level, console, settings.observation.log_format)
         listener = _bind(settings.server.host, settings.server.port)
         with listener:
-            _serve(settings, listener, console)
+            return _serve(settings, listener, console)
     except GuanacoError as error:
         # Not folded: a command in the message must survive copying.
         console.print("error:", style="bold red", end=" ")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        return 130
-    return 0
+        return INTERRUPTED
 
 
-class GracefulServer(uvicorn.Server):
-    """A uvicorn server that lets answers end, and ends those that do not with an error.
+def _serve(settings: Settings, listener: socket.socket, console: Console) -> int:
+    """Serve; return the exit status.
 
-    Args:
-        config: uvicorn's.
-        end_all: Called when the time that running requests have is over.
-        registrations: Begun once the server listens, taken back before it closes its door.
-        on_started: Called once the server listens.
+    Raises:
+        GuanacoError: The model could not be loaded.
     """
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        end_all: Callable[[], None],
-        registrations: Registrations,
-        on_started: Callable[[], None],
-    ) -> None:
-        super().__init__(config)
-        self._registrations, self._on_started = registrations, on_started
-        self._deadline = threading.Timer(GRACE_S, end_all)
-        self._deadline.daemon = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
-        await super().startup(sockets)
-        if self.started:
-            self._on_started()
-            self._registrations.start()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take no more connections; a second signal ends at once."""
-        if self.should_exit:
-            self.force_exit = True  # uvicorn does so for Ctrl-C only
-        else:
-            self._deadline.start()
-        super().handle_exit(sig, frame)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let DB-GPT send no more chats here, then wait for what runs."""
-        leaving = asyncio.create_task(self._registrations.stop())
-        while not leaving.done() and not self.force_exit:
-            await asyncio.wait({leaving}, timeout=0.1)
-        await super().shutdown(sockets)
-        self._deadline.cancel()
-
-
-def _serve(settings: Settings, listener: socket.socket, console: Console) -> None:
     logging.getLogger(__name__).info("starting; loading libraries takes some seconds")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
@@ -100,21 +66,9 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> Non
     listening = listener.getsockname()[:2]
     memberships = check(settings, listening)
     listeners = create_listeners(settings.observation)
-    # Loaded only now: an error in a setting is told before torch takes its seconds.
-    from dbgpt_guanaco.engine.factory import create_embedder, create_engine
-
-    embedder = create_embedder(settings)  # first: if it is missing, that is told at once
-    engine = create_engine(settings)
-    host, port = listening
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    life = LifeCycle()
     config = uvicorn.Config(
-        create_app(
-            engine,
-            settings.server,
-            embedder=embedder,
-            cluster=settings.cluster,
-            listeners=listeners,
-        ),
+        create_app(life, settings.server, cluster=settings.cluster, listeners=listeners),
         log_config=None,
         log_level=settings.server.log_level,
         server_header=False,
@@ -122,27 +76,57 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> Non
         # Who may register as a worker is decided by the address that a connection comes from,
         # not by a header that says another.
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S + 2,
         ws="none",
     )
     # Else it cuts every event stream within half a second of the signal.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
-    registrations = Registrations(settings.cluster, listening, engine, embedder)
-    rows = summary(engine.card, embedder.card if embedder else None, settings, address, memberships)
 
-    def end_all() -> None:
-        if embedder:
-            embedder.close()
-        engine.close()
-
-    def announce() -> None:
+    def introduce(engine: Engine, embedder: Embedder | None) -> Registrations:
+        address = _address(listening)
         if settings.observation.log_format == "json":
             logging.getLogger(__name__).info("ready", extra={"fields": {"address": address}})
         else:
-            console.print(rows)
+            card = embedder.card if embedder else None
+            told = summary(engine.card, card, settings, address, memberships)
+            with contextlib.suppress(OSError):  # a log on a full disk
+                console.print(told)
+        return Registrations(settings.cluster, listening, engine, embedder)
 
-    server = GracefulServer(config, end_all, registrations, announce)
-    server.run(sockets=[listener])
+    server = GracefulServer(
+        config, life, partial(_load, settings), introduce, settings.life.drain_s,
+        Supervisor(os.environ),
+    )  # fmt: skip
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        server.status = INTERRUPTED
+    if server.failure:
+        raise server.failure
+    if server.must_not_wait:
+        _leave(server.status)
+    return server.status
+
+
+def _load(settings: Settings, tell: Tell) -> tuple[Engine, Embedder | None]:
+    # Only now: an error in a setting is told before torch takes its seconds.
+    tell(StartProgress("loading libraries"))
+    from dbgpt_guanaco.engine.factory import create_embedder, create_engine
+
+    embedder = create_embedder(settings, tell)  # first: if it is missing, that is told at once
+    return create_engine(settings, tell), embedder
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process though threads of it still compute, which Python itself would wait for."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _address(listening: tuple[str, int]) -> str:
+    host, port = listening
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _console() -> Console:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -22,15 +22,17 @@ from dbgpt_guanaco.server import (
     worker,
 )
 from dbgpt_guanaco.server.collector import Metrics
+from dbgpt_guanaco.server.dependencies import admitted
 from dbgpt_guanaco.server.exchange import ExchangeMiddleware, Listener
 from dbgpt_guanaco.server.exchange_log import log_exchange
 from dbgpt_guanaco.server.instances import InstanceTable
 from dbgpt_guanaco.server.limits import BodyLimit
+from dbgpt_guanaco.server.starting import LifeCycle
 from dbgpt_guanaco.settings import ClusterSettings, ServerSettings
 
 
 def create_app(
-    engine: Engine,
+    engine: Engine | LifeCycle,
     settings: ServerSettings | None = None,
     *,
     embedder: Embedder | None = None,
@@ -40,20 +42,20 @@ def create_app(
     """Return an application that answers from one engine and closes it when it ends.
 
     Args:
-        engine: What generates text.
+        engine: What generates text, or what will have that, and an embedder, once it is loaded.
         settings: Limits and defaults of requests.
         embedder: What turns texts into vectors, if anything does.
         cluster: How DB-GPT finds this server, and whether other workers may join it.
         listeners: Who else is told of each request when it has ended; closed with the application.
     """
     settings = settings or ServerSettings()
+    life = engine if isinstance(engine, LifeCycle) else LifeCycle.of(engine, embedder)
+    is_admitted = [Depends(admitted)]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(engine.close)
-        if embedder:
-            await asyncio.to_thread(embedder.close)
+        await asyncio.to_thread(life.close)
         for listener in listeners:
             await asyncio.to_thread(listener.close)
 
@@ -64,9 +66,9 @@ def create_app(
         docs_url=None,  # it would load its scripts from another server
         redoc_url=None,
     )
-    app.state.engine, app.state.settings = engine, settings
-    app.state.embedder, app.state.cluster = embedder, cluster or ClusterSettings()
-    app.state.metrics = Metrics(engine)
+    app.state.life, app.state.settings = life, settings
+    app.state.cluster = cluster or ClusterSettings()
+    app.state.metrics = Metrics(life)
     app.state.instances, app.state.refusals = InstanceTable(), controller.RefusalLog()
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     # Added last, so that it stands around all others.
@@ -78,10 +80,13 @@ def create_app(
     app.add_exception_handler(Exception, errors.on_any_error)
     app.include_router(health.router)
     app.include_router(metrics.router)
-    app.include_router(llmserver.router)
-    app.include_router(openai.router, prefix="/v1")
-    app.include_router(openai.router, prefix="/api/v1", include_in_schema=False)
+    app.include_router(llmserver.router, dependencies=is_admitted)
+    for prefix in ("/v1", "/api/v1"):
+        in_schema = prefix == "/v1"
+        app.include_router(
+            openai.router, prefix=prefix, include_in_schema=in_schema, dependencies=is_admitted
+        )
     app.include_router(controller.router, prefix="/api")
-    app.include_router(worker.router)
+    app.include_router(worker.router, dependencies=is_admitted)
     app.include_router(page.create_router())
     return app

@@ -7,6 +7,7 @@ for them, in whatever thread asks, and so do the engine's own numbers.
 import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import (
@@ -30,8 +31,11 @@ from dbgpt_guanaco.server.instruments import (
     ModelInstruments,
     add_one,
 )
-from dbgpt_guanaco.server.vitals import STATES, Vitals
+from dbgpt_guanaco.server.starting import LifeCycle, State
+from dbgpt_guanaco.server.vitals import Vitals
+from dbgpt_guanaco.types import ModelCard
 
+STATES = get_args(State)
 LIBRARIES = ("torch", "transformers", "bitsandbytes")
 
 
@@ -42,17 +46,20 @@ class Metrics:
         registry: Its own, so that two applications in one process do not mix.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, life: LifeCycle) -> None:
+        self.life = life
         self.registry = CollectorRegistry()
-        self._histograms = Histograms(self.registry, engine.card.context_tokens)
         self._models: dict[str, ModelInstruments] = {}
         self.responses: dict[tuple[str, int], int] = {}  # by dialect and status
         self.refusals: dict[str, int] = {}  # of requests that reached no model
-        self.of(engine.card.name).start_at_zero()
+        life.when_open(self._begin)
         ProcessCollector(registry=self.registry)
         self.registry.register(_Counters(self))
         self.registry.register(_Gauges(self))
+
+    def _begin(self, engine: Engine) -> None:
+        self._histograms = Histograms(self.registry, engine.card.context_tokens)
+        self.of(engine.card.name).start_at_zero()
 
     def of(self, model: str) -> ModelInstruments:
         """Return the instruments of a model.
@@ -69,10 +76,10 @@ class Metrics:
         """Return the models with what was counted of each."""
         return ((name, model.counts) for name, model in list(self._models.items()))
 
-    def vitals(self) -> Vitals:
+    def vitals(self, engine: Engine) -> Vitals:
         """Return how the engine is doing, and what it has written so far."""
         written = sum(counts.generation_tokens for _, counts in self.counts())
-        return Vitals.of(self.engine, written)
+        return Vitals.of(engine, written)
 
     def on_end(self, exchange: Exchange) -> None:
         """Count a response, and a refusal that no model knows of."""
@@ -107,10 +114,11 @@ class _Counters(Collector):
                 "request_refusals", "Questions that were not taken.", MODEL, "cause"
             ),
         }  # fmt: skip
+        engine = self._metrics.life.engine
         for model, counts in self._metrics.counts():
             for name, family in plain.items():
                 number = getattr(counts, name)
-                if number or model == self._metrics.engine.card.name:
+                if number or (engine and model == engine.card.name):
                     family.add_metric([model], number)
             for name, family in kinds.items():
                 for kind, number in list(getattr(counts, name).items()):
@@ -127,14 +135,23 @@ class _Gauges(Collector):
     """How the engine is doing at the moment of the scrape."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics, self._engine = metrics, metrics.engine
+        self._metrics, self._life = metrics, metrics.life
         self._build = {"version": __version__, "python": platform.python_version()} | {
             name: _version(name) for name in LIBRARIES
         }
 
     def collect(self) -> Iterable[Metric]:
         """See ``Collector``."""
-        vitals, model = self._metrics.vitals(), self._engine.card.name
+        state = GaugeMetricFamily(PREFIX + "engine_state", "1 for the state.", labels=["state"])
+        for name in STATES:
+            state.add_metric([name], float(name == self._life.state))
+        yield state
+        yield InfoMetricFamily(PREFIX + "build", "What runs here.", value=self._build)
+        if engine := self._life.engine:
+            yield from self._of(engine)
+
+    def _of(self, engine: Engine) -> Iterable[Metric]:
+        vitals, model = self._metrics.vitals(engine), engine.card.name
         load = vitals.load
 
         def gauge(name: str, told: str, value: float) -> Metric:
@@ -157,24 +174,19 @@ class _Gauges(Collector):
         yield counter("prefix_cache_hits", "Prompt tokens found.", load.cached_tokens)
         yield counter("num_preemptions", "Requests that gave way.", load.preemptions)
         yield gauge("device_memory_bytes", "Memory taken of the GPUs.", load.device_bytes)
-        yield gauge("model_weight_bytes", "Weights.", self._engine.card.weight_bytes)
-        state = GaugeMetricFamily(PREFIX + "engine_state", "1 for the state.", labels=["state"])
-        for name in STATES:
-            state.add_metric([name], float(name == vitals.state))
-        yield state
-        yield InfoMetricFamily(PREFIX + "build", "What runs here.", value=self._build)
-        yield InfoMetricFamily(PREFIX + "model", "What is served.", value=self._told_of_model())
+        yield gauge("model_weight_bytes", "Weights.", engine.card.weight_bytes)
+        yield InfoMetricFamily(PREFIX + "model", "What is served.", value=_told(engine.card))
 
-    def _told_of_model(self) -> dict[str, str]:
-        card = self._engine.card
-        return {
-            MODEL: card.name,
-            "family": card.family,
-            "quantization": card.quantization,
-            "compute_dtype": card.compute_dtype,
-            "device": card.device,
-            "context_tokens": str(card.context_tokens),
-        }
+
+def _told(card: ModelCard) -> dict[str, str]:
+    return {
+        MODEL: card.name,
+        "family": card.family,
+        "quantization": card.quantization,
+        "compute_dtype": card.compute_dtype,
+        "device": card.device,
+        "context_tokens": str(card.context_tokens),
+    }
 
 
 def _counter(name: str, told: str, *labels: str) -> CounterMetricFamily:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from dbgpt_guanaco.server.addresses import IPAddress, as_url_host, literal_address, own_address
-from dbgpt_guanaco.server.dependencies import ClusterDep, EmbedderDep, EngineDep
+from dbgpt_guanaco.server.dependencies import ClusterDep, LifeDep
 from dbgpt_guanaco.server.instances import (
     MAX_INSTANCES,
     Instance,
@@ -30,6 +30,8 @@ from dbgpt_guanaco.server.instances import (
     describe,
     own_workers,
 )
+from dbgpt_guanaco.server.starting import LifeCycle
+from dbgpt_guanaco.settings import ClusterSettings
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,9 @@ def _refuse(request: Request, problem: str) -> HTTPException:
     return HTTPException(403, problem)
 
 
-async def _table(request: Request) -> InstanceTable:
+async def _table(request: Request, life: LifeDep) -> InstanceTable:
+    if life.state == "loading":
+        life.admit()
     return cast(InstanceTable, request.app.state.instances)
 
 
@@ -141,24 +145,30 @@ async def health() -> dict[str, str]:
 @router.get("/controller/models")
 async def listed(
     request: Request,
-    engine: EngineDep,
-    embedder: EmbedderDep,
+    life: LifeDep,
     cluster: ClusterDep,
     table: TableDep,
     model_name: str = "",
     healthy_only: Flag = False,
 ) -> list[dict[str, Any]]:
     """Return this server's instances and those that have registered."""
-    host, port = own_address(request, cluster)
-    own = [
-        describe(Instance(worker, host, port), is_healthy=engine.is_alive)
-        for worker in own_workers(engine, embedder)
-    ]
     return [
         described
-        for described in own + table.described()
+        for described in _own(request, life, cluster) + table.described()
         if model_name in ("", described["model_name"])
         and (described["healthy"] or not healthy_only)
+    ]
+
+
+def _own(request: Request, life: LifeCycle, cluster: ClusterSettings) -> list[dict[str, Any]]:
+    """Return what this server offers itself; nothing more once it is told to stop."""
+    engine = life.engine
+    if engine is None or life.state == "draining":
+        return []
+    host, port = own_address(request, cluster)
+    return [
+        describe(Instance(worker, host, port), is_healthy=engine.is_alive)
+        for worker in own_workers(engine, life.embedder)
     ]
 
 

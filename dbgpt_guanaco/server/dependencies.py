@@ -1,4 +1,4 @@
-"""What routes are given: the engine and the settings that ``create_app`` was built with."""
+"""What routes are given: the engine, while there is one, and the settings of ``create_app``."""
 
 import hashlib
 from typing import Annotated, cast
@@ -9,28 +9,47 @@ from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.server.collector import Metrics
 from dbgpt_guanaco.server.exchange import KEY
 from dbgpt_guanaco.server.observed import ObservedEmbedder, ObservedEngine
+from dbgpt_guanaco.server.starting import LifeCycle
 from dbgpt_guanaco.settings import ClusterSettings, ServerSettings
+
+
+async def _life(request: Request) -> LifeCycle:
+    return cast(LifeCycle, request.app.state.life)
+
+
+LifeDep = Annotated[LifeCycle, Depends(_life)]
+
+
+async def admitted(life: LifeDep) -> tuple[Engine, Embedder | None]:
+    """Refuse a request that comes too early or too late.
+
+    Raises:
+        EngineStartingError, EngineStoppedError: As ``LifeCycle.admit``.
+    """
+    return life.admit()
+
+
+AdmittedDep = Annotated[tuple[Engine, Embedder | None], Depends(admitted)]
 
 
 async def _metrics(request: Request) -> Metrics:
     return cast(Metrics, request.app.state.metrics)
 
 
-async def _engine(request: Request) -> Engine:
+async def _engine(request: Request, admitted: AdmittedDep) -> Engine:
     """Return the engine, seen through what notes all that this request asks of it."""
-    state = request.app.state
-    return ObservedEngine(state.engine, request.scope[KEY], state.metrics)
+    return ObservedEngine(admitted[0], request.scope[KEY], request.app.state.metrics)
 
 
 async def _settings(request: Request) -> ServerSettings:
     return cast(ServerSettings, request.app.state.settings)
 
 
-async def _embedder(request: Request) -> Embedder | None:
-    state = request.app.state
-    if state.embedder is None:
+async def _embedder(request: Request, admitted: AdmittedDep) -> Embedder | None:
+    embedder = admitted[1]
+    if embedder is None:
         return None
-    return ObservedEmbedder(state.embedder, request.scope[KEY], state.metrics)
+    return ObservedEmbedder(embedder, request.scope[KEY], request.app.state.metrics)
 
 
 async def _cluster(request: Request) -> ClusterSettings:

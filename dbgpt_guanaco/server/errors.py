@@ -21,6 +21,7 @@ STATUS: dict[type[errors.GuanacoError], int] = {
     errors.UnknownModelError: 404,
     errors.NoEmbedderError: 404,
     errors.EngineBusyError: 429,
+    errors.EngineStartingError: 503,
     errors.EngineStoppedError: 503,
     errors.OutOfMemoryError: 503,
 }
@@ -28,6 +29,12 @@ STATUS: dict[type[errors.GuanacoError], int] = {
 UNION_BRANCHES = frozenset({"str", "int"})
 MAX_MESSAGE_CHARACTERS = 2000
 FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+# In seconds: a full queue empties soon; a model is there, or a server is back, a little later.
+RETRY_AFTER_S: dict[type[errors.GuanacoError], int] = {
+    errors.EngineBusyError: 1,
+    errors.EngineStartingError: 5,
+    errors.EngineStoppedError: 5,
+}
 CODE: dict[type[errors.GuanacoError], str] = {
     errors.UnknownModelError: "model_not_found",
     errors.NoEmbedderError: "model_not_found",
@@ -40,11 +47,15 @@ def status_of(error: errors.GuanacoError) -> int:
     return next((STATUS[c] for c in type(error).__mro__ if c in STATUS), 500)
 
 
-def headers_of(status: int) -> dict[str, str]:
-    """Tell clients whether to try again: a full queue empties soon, the rest does not."""
-    if status == 429:
-        return {"Retry-After": "1"}
-    return {"x-should-retry": "false"} if status >= 500 else {}
+def headers_of(error: Exception) -> dict[str, str]:
+    """Tell clients whether to try again, and when. What failed here would fail again."""
+    waits = (RETRY_AFTER_S[c] for c in type(error).__mro__ if c in RETRY_AFTER_S)
+    if wait_s := next(waits, None):
+        return {"Retry-After": str(wait_s)}
+    is_refusal = isinstance(error, HTTPException) and error.status_code < 500
+    if is_refusal or (isinstance(error, errors.GuanacoError) and status_of(error) < 500):
+        return {}
+    return {"x-should-retry": "false"}
 
 
 def as_body(error: errors.GuanacoError) -> dict[str, Any]:
@@ -131,7 +142,7 @@ async def on_guanaco_error(request: Request, error: Exception) -> JSONResponse:
     error = cast(errors.GuanacoError, error)
     status = status_of(error)
     log_refusal(request, status, type(error).__name__, getattr(error, "parameter", None))
-    return JSONResponse(as_body(error), status, headers_of(status))
+    return JSONResponse(as_body(error), status, headers_of(error))
 
 
 async def on_validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -155,5 +166,5 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
 async def on_any_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a bug without telling its text; the server's log has the trace."""
     # This response is written outside of all middleware, so its name is given here.
-    headers = headers_of(500) | {HEADER: request.scope[KEY].request_id}
+    headers = headers_of(error) | {HEADER: request.scope[KEY].request_id}
     return JSONResponse(error_body(f"internal error ({type(error).__name__})", 500), 500, headers)

@@ -10,9 +10,11 @@ from dbgpt_guanaco.server.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-# What is asked for all the time while all is well: by an open chat page, by DB-GPT before each
-# chat, by workers, by Prometheus.
-ROUTINE = ("/health", "/ready", "/metrics", "/api/health", "/api/controller/")
+# What is asked for all the time while all is well: by DB-GPT before each chat, by workers, by
+# Prometheus.
+ROUTINE = ("/metrics", "/api/health", "/api/controller/")
+# Asked for all the time also while nothing is well; what is not well says so itself.
+PROBES = ("/health", "/ready")
 MAX_PATH_CHARACTERS = 120
 
 
@@ -32,6 +34,8 @@ def log_exchange(exchange: Exchange) -> None:
 
 def is_routine(path: str, status: int) -> bool:
     """Say whether a response is nothing to tell of; a failed one is, with one exception."""
+    if path in PROBES:
+        return True
     if path.startswith("/api/controller/") and status == 403:
         return True  # the controller says it, once for each caller
     return path.startswith(ROUTINE) and status == 200

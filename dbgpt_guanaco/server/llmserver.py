@@ -48,12 +48,8 @@ class LegacyRoute(APIRoute):
         async def handle(request: Request) -> Response:
             try:
                 return await handler(request)
-            except GuanacoError as error:
-                status = errors.status_of(error)
-                return _error(request, status, error_text(error), type(error).__name__)
-            except HTTPException as error:
-                text = _told(str(error.detail))
-                return _error(request, error.status_code, text, "invalid body")
+            except (GuanacoError, HTTPException) as error:
+                return _error(request, error)
 
         return handle
 
@@ -69,8 +65,7 @@ async def generate_stream(request: Request, engine: EngineDep, settings: Setting
     try:
         generation = await _submit(body, engine, settings)
     except GuanacoError as error:  # such a client cuts an error as it cuts an answer
-        status, kind = errors.status_of(error), type(error).__name__
-        return _error(request, status, error_text(error), kind, padding)
+        return _error(request, error, padding)
     if "text/event-stream" in request.headers.get("accept", ""):
         return EventStream(
             delta_events(generation),
@@ -176,9 +171,13 @@ def _superset(text: str) -> dict[str, Any]:
     return {"response": inner, "text": text, "error_code": 0}
 
 
-def _error(request: Request, status: int, text: str, kind: str, padding: str = "") -> Response:
+def _error(request: Request, error: GuanacoError | HTTPException, padding: str = "") -> Response:
+    if isinstance(error, GuanacoError):
+        status, text, kind = errors.status_of(error), error_text(error), type(error).__name__
+    else:
+        status, text, kind = error.status_code, _told(str(error.detail)), "invalid body"
     errors.log_refusal(request, status, kind)
-    headers = errors.headers_of(status)
+    headers = errors.headers_of(error)
     if request.url.path.endswith("/generate"):
         return JSONResponse(_superset(text), status, headers)
     if "text/event-stream" in request.headers.get("accept", ""):

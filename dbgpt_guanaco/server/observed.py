@@ -62,6 +62,11 @@ class ObservedEngine:
         """See ``Engine``."""
         return self._engine.problem
 
+    @property
+    def is_lost(self) -> bool:
+        """See ``Engine``."""
+        return self._engine.is_lost
+
     async def submit(self, request: GenerationRequest) -> Generation:
         """See ``Engine``. The engine's own log names the request as the response does."""
         lora = request.lora if request.lora in self._engine.loras.names else None

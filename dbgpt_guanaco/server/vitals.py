@@ -6,26 +6,22 @@ from typing import Any
 from dbgpt_guanaco.engine.base import Engine
 from dbgpt_guanaco.types import EngineLoad
 
-STATES = ("ready", "failed")
-
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
     """The engine at one moment.
 
     Attributes:
-        state: One of ``STATES``.
         generation_tokens: Tokens of all answers so far, as they were read.
     """
 
-    state: str
     load: EngineLoad
     generation_tokens: int
 
     @classmethod
     def of(cls, engine: Engine, generation_tokens: int) -> "Vitals":
         """Look at an engine."""
-        return cls("ready" if engine.is_alive else "failed", engine.load, generation_tokens)
+        return cls(engine.load, generation_tokens)
 
     @property
     def kv_usage(self) -> float:

@@ -6,6 +6,7 @@ Where DB-GPT has a key, that key is read; what DB-GPT has no key for is called `
 from dbgpt_guanaco.settings.cluster import ClusterSettings, Network
 from dbgpt_guanaco.settings.engine import LORA_NAME, EmbeddingSettings, EngineSettings
 from dbgpt_guanaco.settings.fields import Group, memory_bytes, setting
+from dbgpt_guanaco.settings.life import LifeSettings
 from dbgpt_guanaco.settings.model import DEMO_MODEL, ModelSettings, Quantization
 from dbgpt_guanaco.settings.observation import LogFormat, ObservationSettings
 from dbgpt_guanaco.settings.server import LegacyEcho, ServerSettings
@@ -18,6 +19,7 @@ __all__ = [
     "EngineSettings",
     "Group",
     "LegacyEcho",
+    "LifeSettings",
     "LogFormat",
     "ModelSettings",
     "Network",
@@ -39,3 +41,4 @@ class Settings(Group):
     server: ServerSettings = ServerSettings()
     cluster: ClusterSettings = ClusterSettings()
     observation: ObservationSettings = ObservationSettings()
+    life: LifeSettings = LifeSettings()

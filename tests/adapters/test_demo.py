@@ -6,7 +6,7 @@ import pytest
 
 from dbgpt_guanaco.adapters import demo
 from dbgpt_guanaco.adapters.demo import ensure_demo_model
-from dbgpt_guanaco.errors import ModelNotFoundError
+from dbgpt_guanaco.errors import ModelNotFoundError, OutputError
 
 
 @pytest.fixture
@@ -54,12 +54,20 @@ def test_a_second_call_converts_nothing(tmp_path: Path, conversions: list[Path])
     assert len(conversions) == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError, RuntimeError),
+        (OSError, OutputError),
+        (KeyboardInterrupt, KeyboardInterrupt),
+    ],
+)
 def test_a_conversion_that_fails_leaves_nothing(
     tmp_path: Path,
     conversions: list[Path],
     monkeypatch: pytest.MonkeyPatch,
     error: type[BaseException],
+    told: type[BaseException],
 ) -> None:
     def fail(gguf: Path, folder: Path) -> NoReturn:
         (folder / "config.json").write_text("{}")
@@ -67,7 +75,7 @@ def test_a_conversion_that_fails_leaves_nothing(
 
     quick = demo._convert
     monkeypatch.setattr(demo, "_convert", fail)
-    with pytest.raises(error, match="in the middle"):
+    with pytest.raises(told, match="in the middle"):
         ensure_demo_model(tmp_path / "models" / "demo")
     assert list((tmp_path / "models").iterdir()) == []
 

@@ -325,6 +325,7 @@ class FakeHub:
         local_files_only: bool = False,
         allow_patterns: list[str],
         ignore_patterns: list[str] | None = None,
+        tqdm_class: Any = None,
     ) -> str:
         if local_files_only:
             return only_the_cache(hub, local_files_only=True, allow_patterns=allow_patterns)

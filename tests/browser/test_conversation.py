@@ -200,6 +200,22 @@ def test_a_server_that_is_away_is_told_and_found_again(open_chat: Callable[..., 
     expect(chat.health).to_contain_text("Ready")
 
 
+def test_the_page_shows_how_far_the_model_is_and_comes_to_life_with_it(
+    chat: Chat, server: FakeServer
+) -> None:
+    ready, models = server.health, server.models
+    server.models = []
+    server.health = {"status": "loading", "stage": "loading weights", "done": 120, "total": 272,
+                     "unit": "tensors", "seconds": 3.2}  # fmt: skip
+    chat.page.reload()
+    expect(chat.health).to_have_text("Loading the model: loading weights 44 %, 3 s so far")
+
+    server.health, server.models = ready, models
+
+    expect(chat.health).to_contain_text("Ready")
+    expect(chat.page.get_by_label("Model")).to_have_value("guanaco-7b")
+
+
 def test_the_queue_display_follows_the_server(chat: Chat, server: FakeServer) -> None:
     expect(chat.health).to_have_text("Ready · 5 slots free")
     server.health = {**server.health, "running": 5, "waiting": 3}

@@ -17,7 +17,7 @@ CLASHES = "half a \ud800 pair, a line\nbreak"
     ("path", "status", "is_told"),
     [
         ("/health", 200, False),
-        ("/ready", 503, True),
+        ("/ready", 503, False),
         ("/metrics", 200, False),
         ("/api/health", 200, False),
         ("/api/controller/heartbeat", 200, False),

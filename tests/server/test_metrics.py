@@ -18,6 +18,7 @@ from dbgpt_guanaco.errors import (
 from dbgpt_guanaco.server.app import create_app
 from dbgpt_guanaco.server.collector import Metrics
 from dbgpt_guanaco.server.instruments import MOST_MODELS, add_one, count_buckets
+from dbgpt_guanaco.server.starting import LifeCycle
 from dbgpt_guanaco.types import EngineLoad
 
 HI = [{"role": "user", "content": "Hi."}]
@@ -170,7 +171,7 @@ async def test_labels_hold_only_names_that_are_served(connect: Any) -> None:
 
 
 def test_names_of_loras_without_end_share_one_label() -> None:
-    metrics = Metrics(ScriptedEngine())
+    metrics = Metrics(LifeCycle.of(ScriptedEngine()))
 
     for i in range(MOST_MODELS + 50):
         add_one(metrics.of(f"lora{i}").counts.endings, "stop")
@@ -209,6 +210,28 @@ async def test_one_state_of_the_engine_is_true(connect: Any, is_alive: bool, sta
 
     assert page.value("guanaco_engine_state", state=state) == 1
     assert page.value("guanaco_engine_state") == 1
+
+
+async def test_what_needs_a_model_is_exported_once_there_is_one(connect: Any) -> None:
+    life = LifeCycle()
+    client = connect(life)
+    await client.post("/v1/completions", json={"prompt": "Hi."})
+
+    loading = await scrape(client)
+    life.open(ScriptedEngine("a"), None)
+    await client.post("/v1/completions", json={"prompt": "Hi."})
+    ready = await scrape(client)
+    life.leave()
+    draining = await scrape(client)
+
+    assert loading.value("guanaco_engine_state", state="loading") == 1
+    assert loading.value("guanaco_http_responses_total", code="503") == 1
+    with pytest.raises(KeyError):
+        loading.value("guanaco_num_requests_running")
+    assert ready.value("guanaco_engine_state", state="ready") == 1
+    assert ready.value("guanaco_num_requests_running") == 1
+    assert ready.value("guanaco_generation_tokens_total") == 1
+    assert draining.value("guanaco_engine_state", state="draining") == 1
 
 
 async def test_health_tells_the_same_numbers(connect: Any) -> None:

@@ -22,7 +22,7 @@ export class Server {
   /** @returns {Promise<object>} what /health tells: a status, and numbers where the engine has them */
   async health() {
     const response = await this.#fetch('/health', { signal: AbortSignal.timeout(5000) });
-    const health = await json(response); // a failed engine says so with 503 and the same object
+    const health = await json(response); // an engine that is lost says so with 503 and the same object
     if (typeof health.status !== 'string') throw new ServerError('', { key: 'unreadable' });
     return health;
   }

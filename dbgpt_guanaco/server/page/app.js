@@ -240,7 +240,7 @@ class App {
     this.#health = health;
     this.#vitals.take(health);
     this.#showHealth();
-    if (health && this.#models.isEmpty) await this.#loadModels();
+    if (health?.status === 'ok' && this.#models.isEmpty) await this.#loadModels();
   }
 
   #showHealth() {

@@ -32,10 +32,18 @@ export function describeHealth(health, language) {
   if (health === undefined) return { state: 'unknown', text: language.text('looking') };
   if (health === null) return { state: 'away', text: language.text('away') };
   const { status, running, waiting, slots } = health;
+  if (status === 'loading') return describeLoading(health, language);
+  if (status === 'draining') return { state: 'away', text: language.text('draining') };
   if (status !== 'ok') return { state: 'away', text: language.text('odd', { status }) };
   if (running === 0 && waiting === 0) {
     return { state: 'idle', text: language.text(slots === 1 ? 'idleOne' : 'idle', { slots }) };
   }
   const state = running < slots ? 'idle' : 'busy';
   return { state, text: language.text('busy', { running, waiting, slots }) };
+}
+
+function describeLoading({ stage, done, total, seconds }, language) {
+  const counted = total ? ` ${Math.floor((100 * done) / total)} %` : '';
+  const values = { stage, counted, seconds: Math.round(seconds) };
+  return { state: 'busy', text: language.text('loading', values) };
 }
