@@ -5,8 +5,9 @@ from torch import Tensor
 
 from dbgpt_guanaco.engine.attention import Span
 from dbgpt_guanaco.engine.batch_sampler import BatchSampler, Drawn
-from dbgpt_guanaco.engine.passes import Passes, to_device
+from dbgpt_guanaco.engine.passes import Passes
 from dbgpt_guanaco.engine.scheduler import Step
+from dbgpt_guanaco.engine.transfer import to_device
 
 
 class ModelRunner:

@@ -14,6 +14,7 @@ from torch import Tensor
 from dbgpt_guanaco.engine.attention import Attend, CpuAttention, KVCache, Span
 from dbgpt_guanaco.engine.cuda_graphs import DecodeBatch, DecodeGraphs
 from dbgpt_guanaco.engine.lora_layers import LoraLayers, rows_of
+from dbgpt_guanaco.engine.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -124,12 +125,3 @@ def slots_of(spans: Sequence[Span], block_size: int) -> list[int]:
         for span in spans
         for place in range(span.length - span.count, span.length)
     ]
-
-
-def to_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Return int64 [N]; nothing waits for the device."""
-    tensor = torch.tensor(numbers, dtype=torch.long)
-    if device.type == "cuda":
-        # From memory that may be paged out, even an asynchronous copy makes the host wait.
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
