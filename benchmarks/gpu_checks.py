@@ -10,13 +10,13 @@ from torch.nn import functional
 from benchmarks.gpu_decoders import Ours
 from benchmarks.gpu_models import DTYPE, Built, Shape
 from benchmarks.gpu_timing import seconds_of
+from dbgpt_guanaco.engine.attention import BLOCK_TOKENS
 from dbgpt_guanaco.engine.cuda_graphs import CudaRecorder
 from dbgpt_guanaco.engine.kernels.paged_attention import (
     decode_scratch,
     paged_decode,
     paged_prefill,
 )
-from dbgpt_guanaco.engine.machinery import BLOCK_TOKENS
 
 # bfloat16 keeps 8 bits; a result of about 0.1 is the mean of many.
 KERNEL_TOLERANCE = 1e-2

@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from benchmarks.gpu_models import DTYPE, Built
 from benchmarks.gpu_timing import seconds_of
 from dbgpt_guanaco.engine import attention
-from dbgpt_guanaco.engine.attention import KVCache, Span
+from dbgpt_guanaco.engine.attention import BLOCK_TOKENS, KVCache, Span
 from dbgpt_guanaco.engine.cuda_graphs import (
     CudaRecorder,
     DecodeBatch,
@@ -23,7 +23,6 @@ from dbgpt_guanaco.engine.cuda_graphs import (
     record_nothing,
 )
 from dbgpt_guanaco.engine.lora_layers import LoraLayers
-from dbgpt_guanaco.engine.machinery import BLOCK_TOKENS
 from dbgpt_guanaco.engine.passes import Passes, RecordedPasses, TransformersPasses
 
 WARMUP = 3
