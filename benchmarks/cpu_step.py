@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence as Many
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ if not __package__:
 
 from benchmarks.event_loop import loop_time
 from benchmarks.facts import as_list, run_facts
+from benchmarks.stand_ins import stand_in
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.loading import load_model
 from dbgpt_guanaco.adapters.resolve import resolve
@@ -114,13 +114,6 @@ def _sequence(
     vocabulary: Vocabulary, sampler: BatchSampler, number: int, params: SamplingParams, size: int
 ) -> Sequence:
     prompt = tuple((31 * number + 7 * n) % size for n in range(PROMPT_TOKENS))
-    generation: Any = SimpleNamespace(
-        input_ids=prompt,
-        kv_tokens=PROMPT_TOKENS + NEW_TOKENS,
-        request=SimpleNamespace(request_id=""),
-        cache_salt="",
-        lora=None,
-    )
     answer = Answer(
         vocabulary,
         vocabulary.detokenizer(continues_text=False),
@@ -128,7 +121,7 @@ def _sequence(
         frozenset(),
         len(prompt),
     )
-    return Sequence(generation, answer, sampler.open(params, prompt, None))
+    return stand_in(prompt, NEW_TOKENS, sampler.open(params, prompt, None), answer)
 
 
 def main() -> None:
