@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.gpu_decoders import WARMUP, Decoding, random_ids
+from benchmarks.gpu_decoders import WARMUP, Decoding, OursRecorded, random_ids
 from benchmarks.gpu_models import Built
 from benchmarks.gpu_timing import seconds_of
 from benchmarks.stand_ins import stand_in
@@ -16,20 +16,16 @@ from dbgpt_guanaco.types import SamplingParams
 GREEDY = SamplingParams(temperature=0)
 
 
-class OursEngine:
+class OursEngine(OursRecorded):
     """The batching engine without requests and text; a step starts before the last one is read."""
 
     name = "ours, engine"
 
-    def __init__(self, built: Built) -> None:
-        self._built = built
-        self._device: torch.device = built.model.device
-
     @torch.inference_mode()
     def step_seconds(self, batch: int, context: int, steps: int) -> list[float]:
-        """See ``Decoder``. The cache holds random numbers in place of a computed prompt."""
+        """See ``Ours``."""
         total = steps + WARMUP
-        with Decoding(self._built, batch, context + total + 1, is_recorded=True) as decoding:
+        with self.start(batch, context + total + 1) as decoding:
             decoding.fill()
             loop = Loop(self._built, decoding, batch, context, total)
             return seconds_of(loop.step, total, self._device)[WARMUP:]

@@ -45,11 +45,20 @@ class TransformersPasses:
         model: A causal LM whose attention is ours (``attention.NAME``).
         cache: Where keys and values are.
         loras: The model's layers, which get the LoRAs of the spans.
+        has_kernels: Attention is computed by our kernels; by default, where there is a GPU.
     """
 
-    def __init__(self, model: Any, cache: KVCache, loras: LoraLayers) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401
+        cache: KVCache,
+        loras: LoraLayers,
+        *,
+        has_kernels: bool | None = None,
+    ) -> None:
         self._model, self._cache, self._loras = model, cache, loras
         self._device: torch.device = model.device
+        self._has_kernels = self._device.type != "cpu" if has_kernels is None else has_kernels
 
     def compute(
         self, input_ids: Tensor, spans: Sequence[Span], wanted: Sequence[int] | None
@@ -87,7 +96,7 @@ class TransformersPasses:
         return logits
 
     def _attend(self, spans: Sequence[Span], slots: Tensor) -> Attend:
-        if self._device.type == "cpu":
+        if not self._has_kernels:
             return CpuAttention(self._cache, slots, spans)
         from dbgpt_guanaco.engine.kernels.attend import TritonAttention, places_of
 
