@@ -1,15 +1,15 @@
-"""Command line: where the time of a decode step goes on a CPU, in this process, without HTTP.
+"""Command line: where the time of a decode step goes on a CPU, in this process, without sockets.
 
 ::
 
     python -m benchmarks.cpu_step
 """
 
+import statistics
 import sys
 import time
 from collections.abc import Sequence as Many
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ if not __package__:
     # Run as a script, imports start in this folder; they have to start in the one above.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.event_loop import loop_time
 from benchmarks.facts import as_list, run_facts
+from benchmarks.stand_ins import stand_in
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.loading import load_model
 from dbgpt_guanaco.adapters.resolve import resolve
@@ -39,6 +41,13 @@ from dbgpt_guanaco.types import SamplingParams
 BATCHES = (1, 8, 32)
 PROMPT_TOKENS, NEW_TOKENS, BLOCK = 64, 64, 16
 PARTS = ("schedule", *(f"decoder: {part}" for part in SECONDS), "decoder: Python", "sample", "text")
+GREEDY = SamplingParams(temperature=0)
+# What a draw takes where tokens are not just the likeliest ones.
+SAMPLED = {
+    "temperature 0.7": SamplingParams(temperature=0.7),
+    "temperature 0.7, top_p 0.9": SamplingParams(temperature=0.7, top_p=0.9),
+    "greedy, repetition_penalty 1.1": SamplingParams(temperature=0, repetition_penalty=1.1),
+}
 
 
 class TimedPasses:
@@ -55,48 +64,56 @@ class TimedPasses:
         return logits
 
 
-def step_ms(model: Any, vocabulary: Vocabulary, batch: int) -> dict[str, float]:  # noqa: ANN401
-    """Return milliseconds of each part of a decode step, a mean over the answers."""
+def step_ms(
+    model: Any,  # noqa: ANN401
+    vocabulary: Vocabulary,
+    batch: int,
+    params: SamplingParams = GREEDY,
+) -> dict[str, float]:
+    """Return milliseconds of each part of a decode step, medians over the answers."""
     size, device = model.lm_head.weight.shape[0], torch.device("cpu")
     blocks = BlockManager(batch * (PROMPT_TOKENS + NEW_TOKENS) // BLOCK, BLOCK)
     first = model.model.layers[0].self_attn
     shapes = [(model.config.num_key_value_heads, first.head_dim)] * model.config.num_hidden_layers
     decoder = CpuDecoder(model, KVCache(shapes, blocks.num_blocks, BLOCK, torch.bfloat16, device))
+    decoder.seconds = torch.zeros(len(SECONDS), dtype=torch.float64)
     scheduler = Scheduler(blocks, PrefillBudget(4096, 4096), batch)
     sampler, passes = BatchSampler(size, batch, device), TimedPasses(decoder)
     runner = ModelRunner(passes, sampler, device)
     for n in range(batch):
-        scheduler.add(_sequence(vocabulary, sampler, n))
-    taken: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-    for number in range(NEW_TOKENS):
-        if number == 1:  # all prompts are there, and everything is warm
-            taken = dict.fromkeys(PARTS, 0.0)
-            decoder.seconds, passes.total_s = torch.zeros(len(SECONDS), dtype=torch.float64), 0.0
-        at = [time.perf_counter()]
-        step = scheduler.schedule()
-        at.append(time.perf_counter())
-        tokens = runner.run(step).token_ids()
-        at.append(time.perf_counter())
-        for sequence, token in zip(step.drawing, tokens, strict=True):
-            sequence.append(token)
-            sequence.answer.feed(token)
-        at.append(time.perf_counter())
-        for part, since, until in zip(("schedule", "sample", "text"), at, at[1:], strict=False):
-            taken[part] += until - since
-    assert decoder.seconds is not None
-    inner = decoder.seconds.tolist()
-    taken |= {f"decoder: {part}": s for part, s in zip(SECONDS, inner, strict=True)}
-    taken["decoder: Python"] = passes.total_s - sum(inner)
-    taken["sample"] -= passes.total_s
-    return {part: 1000 * seconds / (NEW_TOKENS - 1) for part, seconds in taken.items()}
+        scheduler.add(_sequence(vocabulary, sampler, n, params, size))
+    steps = [_step_seconds(scheduler, runner, passes, decoder.seconds) for _ in range(NEW_TOKENS)]
+    # In the first one stand the prompts.
+    return {part: 1000 * statistics.median(s[part] for s in steps[1:]) for part in PARTS}
 
 
-def _sequence(vocabulary: Vocabulary, sampler: BatchSampler, number: int) -> Sequence:
-    prompt = tuple((31 * number + 7 * n) % 1000 + 100 for n in range(PROMPT_TOKENS))
-    request = SimpleNamespace(cache_salt="", request_id="")
-    generation: Any = SimpleNamespace(
-        input_ids=prompt, kv_tokens=PROMPT_TOKENS + NEW_TOKENS, request=request
-    )
+def _step_seconds(
+    scheduler: Scheduler, runner: ModelRunner, passes: TimedPasses, inner: torch.Tensor
+) -> dict[str, float]:
+    inner.zero_()
+    passes.total_s = 0.0
+    began = time.perf_counter()
+    step = scheduler.schedule()
+    scheduled = time.perf_counter()
+    tokens = runner.run(step).token_ids()
+    computed = time.perf_counter()
+    for sequence, token in zip(step.drawing, tokens, strict=True):
+        sequence.append(token)
+        sequence.answer.feed(token)
+    done = time.perf_counter()
+    parts = {f"decoder: {part}": s for part, s in zip(SECONDS, inner.tolist(), strict=True)}
+    return parts | {
+        "schedule": scheduled - began,
+        "decoder: Python": passes.total_s - sum(parts.values()),
+        "sample": computed - scheduled - passes.total_s,
+        "text": done - computed,
+    }
+
+
+def _sequence(
+    vocabulary: Vocabulary, sampler: BatchSampler, number: int, params: SamplingParams, size: int
+) -> Sequence:
+    prompt = tuple((31 * number + 7 * n) % size for n in range(PROMPT_TOKENS))
     answer = Answer(
         vocabulary,
         vocabulary.detokenizer(continues_text=False),
@@ -104,7 +121,7 @@ def _sequence(vocabulary: Vocabulary, sampler: BatchSampler, number: int) -> Seq
         frozenset(),
         len(prompt),
     )
-    return Sequence(generation, answer, sampler.open(SamplingParams(temperature=0), prompt, None))
+    return stand_in(prompt, NEW_TOKENS, sampler.open(params, prompt, None), answer)
 
 
 def main() -> None:
@@ -116,11 +133,25 @@ def main() -> None:
         loaded = load_model(resolve(settings), settings, default_registry())
         vocabulary = Vocabulary(loaded.tokenizer)
         columns = [step_ms(loaded.model, vocabulary, batch) for batch in BATCHES]
-        print(f"\n| {quantization}, ms of a step | {' | '.join(map(str, BATCHES))} |")
-        print("|---" * (len(BATCHES) + 1) + "|")
+        _print(f"{quantization}, ms of a step", BATCHES)
         for part in PARTS:
-            print(f"| {part} | {' | '.join(f'{column[part]:.2f}' for column in columns)} |")
-        print(f"| sum | {' | '.join(f'{sum(column.values()):.2f}' for column in columns)} |")
+            _print(part, [column[part] for column in columns])
+        _print("sum", [sum(column.values()) for column in columns])
+        for name, params in SAMPLED.items():
+            ways = [step_ms(loaded.model, vocabulary, batch, params) for batch in BATCHES]
+            _print(f"sample, {name}", [way["sample"] for way in ways])
+        loops = [loop_time(loaded, batch, NEW_TOKENS) for batch in BATCHES]
+        _print("the event loop's thread, beside it", [loop.loop for loop in loops])
+        _print("a step with all of that, prompts shared out", [loop.wall for loop in loops])
+
+
+def _print(title: str, numbers: Many[float]) -> None:
+    """Print a row of a table; whole numbers are its head."""
+    is_head = all(isinstance(number, int) for number in numbers)
+    cells = (str(n) if is_head else f"{n:.2f}" for n in numbers)
+    print(f"{chr(10) if is_head else ''}| {title} | {' | '.join(cells)} |")
+    if is_head:
+        print("|---" * (len(numbers) + 1) + "|")
 
 
 if __name__ == "__main__":

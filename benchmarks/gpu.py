@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,11 +21,27 @@ if not __package__:
 
 from benchmarks.arguments import parse_streams
 from benchmarks.gpu_checks import check_decode, check_prefill, compare_tokens
-from benchmarks.gpu_decoders import DECODERS, WARMUP, Decoder, Ours, OursRecorded
+from benchmarks.gpu_decoders import (
+    WARMUP,
+    ContinuousBatching,
+    Decoder,
+    Generate,
+    Ours,
+    OursRecorded,
+)
+from benchmarks.gpu_engine import OursEngine
 from benchmarks.gpu_models import SHAPES, TINY, Built, Shape, build
 from benchmarks.gpu_report import GIB, Report, Row
 from benchmarks.gpu_timing import measure_bandwidth
 from benchmarks.load import BenchmarkError
+
+DECODERS: dict[str, Any] = {
+    "generate": Generate,
+    "cb": ContinuousBatching,
+    "eager": Ours,
+    "graphs": OursRecorded,
+    "engine": OursEngine,
+}
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

@@ -10,13 +10,13 @@ from torch.nn import functional
 from benchmarks.gpu_decoders import Ours
 from benchmarks.gpu_models import DTYPE, Built, Shape
 from benchmarks.gpu_timing import seconds_of
+from dbgpt_guanaco.engine.attention import BLOCK_TOKENS
 from dbgpt_guanaco.engine.cuda_graphs import CudaRecorder
 from dbgpt_guanaco.engine.kernels.paged_attention import (
     decode_scratch,
     paged_decode,
     paged_prefill,
 )
-from dbgpt_guanaco.engine.machinery import BLOCK_TOKENS
 
 # bfloat16 keeps 8 bits; a result of about 0.1 is the mean of many.
 KERNEL_TOLERANCE = 1e-2
@@ -55,12 +55,12 @@ def compare_tokens(built: Built, ours: Ours) -> Agreement:
         torch.randint(3, built.shape.vocabulary, (length,), generator=generator).tolist()
         for length in (5, 37, 64, 130)
     ]
-    decoding = ours.start(len(prompts), max(map(len, prompts)) + NEW_TOKENS)
-    decoding.prefill(prompts)
-    columns = [decoding.newest.tolist()]
-    for _ in range(NEW_TOKENS - 1):
-        decoding.step()
-        columns.append(decoding.newest.tolist())
+    with ours.start(len(prompts), max(map(len, prompts)) + NEW_TOKENS) as decoding:
+        decoding.prefill(prompts)
+        columns = [decoding.newest.tolist()]
+        for _ in range(NEW_TOKENS - 1):
+            decoding.step()
+            columns.append(decoding.newest.tolist())
     equal, worst = 0, 0.0
     for prompt, answer in zip(prompts, zip(*columns, strict=True), strict=True):
         logits = _logits(built, [*prompt, *answer])[len(prompt) - 1 : -1]  # [T, V]

@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 import transformers
@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from benchmarks.gpu_models import DTYPE, Built
 from benchmarks.gpu_timing import seconds_of
 from dbgpt_guanaco.engine import attention
-from dbgpt_guanaco.engine.attention import KVCache, Span
+from dbgpt_guanaco.engine.attention import BLOCK_TOKENS, KVCache, Span
 from dbgpt_guanaco.engine.cuda_graphs import (
     CudaRecorder,
     DecodeBatch,
@@ -23,7 +23,6 @@ from dbgpt_guanaco.engine.cuda_graphs import (
     record_nothing,
 )
 from dbgpt_guanaco.engine.lora_layers import LoraLayers
-from dbgpt_guanaco.engine.machinery import BLOCK_TOKENS
 from dbgpt_guanaco.engine.passes import Passes, RecordedPasses, TransformersPasses
 
 WARMUP = 3
@@ -50,9 +49,9 @@ class Generate:
     @torch.inference_mode()
     def step_seconds(self, batch: int, context: int, steps: int) -> list[float]:
         """See ``Decoder``; the prompt is computed first and not counted."""
-        model, times = self._built.model, _Times()
+        model, times = without_hooks(self._built), _Times()
         model.set_attn_implementation("sdpa")
-        ids = _random_ids(self._built, batch, context)
+        ids = random_ids(self._built, batch, context)
         number = steps + WARMUP + 1
         model.generate(
             ids,
@@ -89,12 +88,12 @@ class ContinuousBatching:
 
     def step_seconds(self, batch: int, context: int, steps: int) -> list[float]:
         """See ``Decoder``. Only steps in which the whole batch decodes are counted."""
-        model, number = self._built.model, steps + WARMUP + 1
+        model, number = without_hooks(self._built), steps + WARMUP + 1
         model.set_attn_implementation("sdpa")  # which it turns into its own paged form
         page = 256
         pages = batch * (-(-(context + number) // page) + 1)
         answers = model.generate_batch(
-            inputs=_random_ids(self._built, batch, context).tolist(),
+            inputs=random_ids(self._built, batch, context).tolist(),
             generation_config=_greedy(number),
             continuous_batching_config=_accepted(
                 transformers.ContinuousBatchingConfig,
@@ -119,9 +118,9 @@ class ContinuousBatching:
 
 
 class Ours:
-    """The batching engine's model runner over blocks; a token's choice is greedy."""
+    """The batching engine's passes over blocks; a token's choice is greedy, and stays there."""
 
-    name = "ours, eager"
+    name = "ours, passes only, eager"
     is_recorded = False
 
     def __init__(self, built: Built) -> None:
@@ -132,12 +131,11 @@ class Ours:
     def step_seconds(self, batch: int, context: int, steps: int) -> list[float]:
         """See ``Decoder``. The cache holds random numbers in place of a computed prompt."""
         total = steps + WARMUP
-        state = self.start(batch, context + total)
-        for cached in (*state.cache.keys, *state.cache.values):
-            cached.normal_()
-        state.lengths = [context] * batch
-        state.newest = _random_ids(self._built, batch, 1)[:, 0]
-        return seconds_of(state.step, total, self._device)[WARMUP:]
+        with self.start(batch, context + total) as state:
+            state.fill()
+            state.lengths = [context] * batch
+            state.newest = random_ids(self._built, batch, 1)[:, 0]
+            return seconds_of(state.step, total, self._device)[WARMUP:]
 
     def start(self, batch: int, tokens: int) -> "Decoding":
         """Make a cache for a batch, and record its steps if that is asked for."""
@@ -147,14 +145,15 @@ class Ours:
 class OursRecorded(Ours):
     """The same in CUDA graphs."""
 
-    name = "ours, in graphs"
+    name = "ours, passes only, in graphs"
     is_recorded = True
 
 
 class Decoding:
-    """A batch that is being decoded.
+    """A batch that is being decoded, until the block ends: then the model is as it was.
 
     Attributes:
+        way: Computes passes.
         lengths: Tokens of each sequence that are in the cache.
         newest: [B] token of each that is not.
     """
@@ -168,12 +167,25 @@ class Decoding:
         order = torch.randperm(batch * width, generator=torch.Generator().manual_seed(0))
         self.tables = order.view(batch, width).tolist()
         layers = [(shape.heads, shape.head_size)] * shape.layers
-        self.cache = KVCache(layers, batch * width, BLOCK_TOKENS, DTYPE, self._device)
-        self._passes = TransformersPasses(self._model, self.cache, LoraLayers(self._model))
+        # One block more for each: a scheduler lets nobody in who could take the last one.
+        self.cache = KVCache(layers, batch * (width + 1), BLOCK_TOKENS, DTYPE, self._device)
+        self._loras = LoraLayers(self._model)
+        self._passes = TransformersPasses(self._model, self.cache, self._loras)
         self._vocabulary = shape.vocabulary
         self.lengths = [0] * batch
         self.newest = torch.zeros(batch, dtype=torch.long, device=self._device)
-        self._way: Passes = self._recorded(batch, width) if is_recorded else self._passes
+        self.way: Passes = self._recorded(batch, width) if is_recorded else self._passes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loras.remove()
+
+    def fill(self) -> None:
+        """Put random numbers where the keys and values of a prompt would be."""
+        for cached in (*self.cache.keys, *self.cache.values):
+            cached.normal_()
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Compute prompts in one pass."""
@@ -194,7 +206,7 @@ class Decoding:
             Span(n, 1, length, table)
             for n, (length, table) in enumerate(zip(self.lengths, self.tables, strict=True))
         ]
-        self.newest = self._way.compute(self.newest, spans, None).argmax(dim=-1)
+        self.newest = self.way.compute(self.newest, spans, None).argmax(dim=-1)
 
     def _recorded(self, batch: int, width: int) -> RecordedPasses:
         is_cuda = self._device.type == "cuda"
@@ -216,7 +228,20 @@ class Decoding:
         return self._passes.compute(batch.input_ids, spans, None)
 
 
-def _random_ids(built: Built, batch: int, tokens: int) -> Tensor:
+def without_hooks(built: Built) -> Any:  # noqa: ANN401
+    """Return the model for a peer, which must not wait for hooks of ours.
+
+    Raises:
+        RuntimeError: There are some.
+    """
+    hooked = [name for name, part in built.model.named_modules() if part._forward_hooks]
+    if hooked:
+        raise RuntimeError(f"{len(hooked)} layers have hooks, {hooked[0]} is the first")
+    return built.model
+
+
+def random_ids(built: Built, batch: int, tokens: int) -> Tensor:
+    """Return prompts [batch, tokens], the same in every run."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, built.shape.vocabulary, (batch, tokens), generator=generator)
     return ids.to(built.model.device)
@@ -233,11 +258,3 @@ def _accepted(kind: Any, **wanted: Any) -> Any:  # noqa: ANN401
     """Make a configuration of what this version of transformers knows."""
     known = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in wanted.items() if name in known})
-
-
-DECODERS: dict[str, Any] = {
-    "generate": Generate,
-    "cb": ContinuousBatching,
-    "eager": Ours,
-    "graphs": OursRecorded,
-}

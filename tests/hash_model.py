@@ -34,16 +34,17 @@ def lone_answer(prompt: Sequence[int], max_new_tokens: int, salt: str) -> list[i
 class HashPasses:
     """Runs passes over a cache of numbers, as ``Passes`` runs them over one of tensors.
 
+    A span's LoRA is its salt.
+
     Attributes:
-        salts: Of each span of the next pass.
         is_failing: The next pass fails when it has written half of its keys, wrong ones.
+        is_full: So does the next one, for want of memory.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self._block_size = block_size
         self._layers = [[-1] * (num_blocks * block_size) for _ in range(LAYERS)]
-        self.salts: list[str] = []
-        self.is_failing = False
+        self.is_failing = self.is_full = False
 
     def compute(
         self, input_ids: Tensor, spans: Sequence[Span], wanted: Sequence[int] | None
@@ -51,11 +52,10 @@ class HashPasses:
         """See ``Passes``."""
         slots = slots_of(spans, self._block_size)
         assert len(set(slots)) == len(slots), "a slot is written twice in one pass"
-        pairs = zip(spans, self.salts, strict=True)
-        salts = [salt for span, salt in pairs for _ in range(span.count)]
+        salts = [str(span.lora or "") for span in spans for _ in range(span.count)]
         tokens = zip(input_ids.tolist(), positions_of(spans), salts, strict=True)
         hidden = [_embedding(*token) for token in tokens]
-        if self.is_failing:
+        if self.is_failing or self.is_full:
             self._fail(slots)
         for layer in self._layers:
             for slot, key in zip(slots, hidden, strict=True):
@@ -73,6 +73,9 @@ class HashPasses:
     def _fail(self, slots: Sequence[int]) -> None:
         for slot in slots[: -(-len(slots) // 2)]:
             self._layers[0][slot] = -2
+        if self.is_full:
+            self.is_full = False
+            raise torch.OutOfMemoryError("this pass was told to be too large")
         raise RuntimeError("this pass was told to fail")
 
 

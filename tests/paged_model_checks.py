@@ -1,18 +1,16 @@
 """A whole model over our kernels and recorded steps; run as a program, in Triton's interpreter."""
 
+from typing import Any
+
 import torch
 from tiny import tiny_model
 from torch import Tensor
 
 from dbgpt_guanaco.engine import attention
 from dbgpt_guanaco.engine.attention import KVCache, Span
-from dbgpt_guanaco.engine.cuda_graphs import (
-    CudaRecorder,
-    DecodeBatch,
-    DecodeGraphs,
-    record_nothing,
-)
-from dbgpt_guanaco.engine.kernels.attend import Places, TritonAttention, places_of
+from dbgpt_guanaco.engine.cuda_graphs import CudaRecorder, DecodeGraphs, record_nothing
+from dbgpt_guanaco.engine.lora_layers import LoraLayers
+from dbgpt_guanaco.engine.passes import RecordedPasses, TransformersPasses
 
 BLOCK = 8
 PROMPTS = ([1, 5, 9], [1, *range(7, 27)], [1, 30])
@@ -21,72 +19,74 @@ NEW_TOKENS = 6
 
 
 class Model:
-    """A tiny LLaMA whose attention is ours."""
+    """A tiny LLaMA, and the passes over it that the engine uses on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         attention.register()
-        self.model = tiny_model(64).to(device)
-        self.cache = KVCache([(2, 8)] * 2, 12, BLOCK, torch.float32, device)
-        self.device = device
+        self.device, self.model = device, tiny_model(64).to(device)
+        cache = KVCache([(2, 8)] * 2, 12, BLOCK, torch.float32, device)
+        # Recording computes a step of padding, by our attention.
+        self.model.set_attn_implementation(attention.NAME)
+        eager = TransformersPasses(self.model, cache, LoraLayers(self.model), has_kernels=True)
+        self.replays = 0
+        graphs = DecodeGraphs(
+            eager.decode,
+            largest=3,
+            table_blocks=4,
+            device=device,
+            record=CudaRecorder() if device.type == "cuda" else record_nothing,
+        )
+        run = graphs.run
+
+        def counted(*args: Any) -> Tensor:
+            self.replays += 1
+            return run(*args)
+
+        graphs.run = counted  # type: ignore[method-assign] # a spy
+        self.passes = RecordedPasses(eager, graphs)
 
     def expected(self, ids: list[int]) -> Tensor:
         """Logits of a text's last token, by transformers' own attention."""
         self.model.set_attn_implementation("sdpa")
         logits: Tensor = self.model(torch.tensor([ids], device=self.device), use_cache=False).logits
-        self.model.set_attn_implementation(attention.NAME)
         return logits[0, -1]
 
-    def forward(self, ids: Tensor, positions: Tensor, places: Places) -> Tensor:
+    def last(self, rows: list[int], texts: list[list[int]], counts: list[int]) -> Tensor:
+        """Compute the last so many tokens of some texts in one pass → each one's last logits.
+
+        As in the engine's steps, None are wanted by number where everybody decodes.
+        """
         self.model.set_attn_implementation(attention.NAME)
-        attend = TritonAttention(self.cache, places)
-        output = self.model(ids[None], position_ids=positions[None], use_cache=False, attend=attend)
-        logits: Tensor = output.logits[0]
-        return logits
-
-    def mixed(self, texts: list[list[int]], counts: list[int]) -> Tensor:
-        """Compute the last so many tokens of each text in one pass → each one's last logits."""
         spans, start = [], 0
-        for text, count, table in zip(texts, counts, TABLES, strict=True):
-            spans.append(Span(start, count, len(text), table))
+        for row, count in zip(rows, counts, strict=True):
+            spans.append(Span(start, count, len(texts[row]), TABLES[row]))
             start += count
-        places = [range(len(t) - c, len(t)) for t, c in zip(texts, counts, strict=True)]
-        ids = [text[p] for text, own in zip(texts, places, strict=True) for p in own]
-        slots = [
-            table[p // BLOCK] * BLOCK + p % BLOCK
-            for table, own in zip(TABLES, places, strict=True)
-            for p in own
-        ]
-        positions = torch.tensor([p for own in places for p in own], device=self.device)
-        where = places_of(spans, torch.tensor(slots, device=self.device))
-        logits = self.forward(torch.tensor(ids, device=self.device), positions, where)
-        return logits[[s.start + s.count - 1 for s in spans]]
-
-    def step(self, batch: DecodeBatch) -> Tensor:
-        slots = batch.slots(BLOCK)
-        places = Places(slots, batch.lengths, batch.block_tables, decodes=len(slots))
-        return self.forward(batch.input_ids, batch.positions(), places)
+        ids = [i for row, count in zip(rows, counts, strict=True) for i in texts[row][-count:]]
+        ends = [span.start + span.count - 1 for span in spans]
+        wanted = None if set(counts) == {1} else ends
+        return self.passes.compute(torch.tensor(ids, device=self.device), spans, wanted)
 
 
 @torch.inference_mode()
 def check_model(device: torch.device) -> None:
     """Prompts, prompts in pieces beside a decoding sequence, then recorded decode steps."""
     model = Model(device)
-    record = CudaRecorder() if device.type == "cuda" else record_nothing
-    graphs = DecodeGraphs(model.step, largest=3, table_blocks=4, device=device, record=record)
     texts = [list(prompt) for prompt in PROMPTS]
-    model.mixed([texts[0], texts[1][:9], texts[2]], [3, 9, 2])
+    parts = [texts[0], texts[1][:9], texts[2]]
+    model.last([0, 1, 2], parts, [3, 9, 2])
     # The first one decodes while the second one's prompt is not done, and one takes two tokens.
     texts[0].append(40)
     texts[2] += [41, 42]
-    _compare(model.mixed(texts, [1, len(texts[1]) - 9, 2]), model, texts)
+    found = model.last([0, 1, 2], texts, [1, len(texts[1]) - 9, 2])
+    _compare(found, model, texts)
+    assert model.replays == 0
     for step in range(NEW_TOKENS):
         rows = [2, 0, 1] if step % 2 else [1, 0]
         for row in rows:
             texts[row].append((7 * row + 11 * step) % 64)
-        chosen = [texts[row] for row in rows]
-        newest = torch.tensor([text[-1] for text in chosen], device=device)
-        lengths, tables = [len(text) for text in chosen], [TABLES[row] for row in rows]
-        _compare(graphs.run(newest, lengths, tables), model, chosen)
+        found = model.last(rows, texts, [1] * len(rows)).clone()
+        _compare(found, model, [texts[row] for row in rows])
+    assert model.replays == NEW_TOKENS
 
 
 def _compare(found: Tensor, model: Model, texts: list[list[int]]) -> None:

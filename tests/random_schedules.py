@@ -147,8 +147,9 @@ class Run:
         assert not oldest or oldest.is_over or oldest.num_computed > done, "the oldest stands still"
 
     def _compute(self, step: Step) -> Drawn:
-        self._passes.salts = [sequence.salt for sequence in step.sequences]
         self._passes.is_failing = self._draw.random() < self._shape.failures
+        self._passes.is_full = self._draw.random() < self._shape.failures
+        self.seen["halved steps"] += self._passes.is_full and bool(step.chunks)
         return self._runner.run(step)
 
     def _contain(self, step: Step) -> None:
@@ -286,7 +287,7 @@ def _sequence(request: Request) -> Sequence:
         kv_tokens=len(request.prompt) + request.max_new_tokens,
         request=SimpleNamespace(request_id="test"),
         cache_salt=request.salt,
-        lora=None,
+        lora=request.salt,
     )
     nothing: Any = None
     return Sequence(generation, SimpleNamespace(cached_tokens=0), nothing)  # type: ignore[arg-type] # told above

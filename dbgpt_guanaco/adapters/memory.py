@@ -21,7 +21,7 @@ NF4_TABLE_BYTES, ABSMAX_TABLE_BYTES = 4 * 16, 4 * 257
 CUDA_OVERHEAD_BYTES = int(1.5 * GIB)
 CPU_OVERHEAD_BYTES = int(0.3 * GIB)
 # Share of the free memory that keys and values may take.
-CACHE_SHARE = {"cpu": 0.5, "cuda": 0.85}
+CACHE_SHARE = {"cpu": 0.5, "cuda": 0.9}
 # On a CPU the memory belongs to other programs, too; a setting may allow more.
 CPU_CACHE_BYTES = 2 * GIB
 

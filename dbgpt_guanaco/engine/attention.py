@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from dbgpt_guanaco.adapters.lora import Lora
 
 NAME = "guanaco_paged"
+BLOCK_TOKENS = 16  # the compiled decoder knows no other number
 # A sequence joins a group of longer ones as long as it gathers at most so many times too much.
 MAX_PADDING = 1.5
 

@@ -1,12 +1,17 @@
 """A step → logits → drawn tokens: the only place of the batching engine that runs the model."""
 
+import logging
+
 import torch
 from torch import Tensor
 
 from dbgpt_guanaco.engine.attention import Span
 from dbgpt_guanaco.engine.batch_sampler import BatchSampler, Drawn
-from dbgpt_guanaco.engine.passes import Passes, to_device
+from dbgpt_guanaco.engine.passes import Passes
 from dbgpt_guanaco.engine.scheduler import Step
+from dbgpt_guanaco.engine.transfer import to_device
+
+logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -22,10 +27,24 @@ class ModelRunner:
         self._passes, self._sampler, self._device = passes, sampler, device
 
     def run(self, step: Step) -> Drawn:
-        """Compute a step and draw a token for each of ``step.drawing``, in that order."""
-        spans = _spans(step)
-        logits = self._passes.compute(self._input_ids(step), spans, _wanted(step, spans))
+        """Compute a step and draw a token for each of ``step.drawing``, in that order.
+
+        A step with prompts that does not fit the memory is computed in two, once.
+        """
+        try:
+            logits = self._logits(step)
+        except torch.OutOfMemoryError:
+            if not step.chunks:
+                raise
+            logits = None
+        if logits is None:  # not where the error, and what its frames hold, is still there
+            logger.warning("a step did not fit the memory: its prompts are computed in two pieces")
+            logits = torch.cat([self._logits(half) for half in step.halves() if half])
         return self._sampler.draw(logits, [s.row for s in step.drawing])
+
+    def _logits(self, step: Step) -> Tensor:
+        spans = _spans(step)
+        return self._passes.compute(self._input_ids(step), spans, _wanted(step, spans))
 
     def _input_ids(self, step: Step) -> Tensor:
         ids = [i for c in step.chunks for i in c.sequence.token_ids[c.start : c.end]]

@@ -14,6 +14,7 @@ from torch import Tensor
 from dbgpt_guanaco.engine.attention import Attend, CpuAttention, KVCache, Span
 from dbgpt_guanaco.engine.cuda_graphs import DecodeBatch, DecodeGraphs
 from dbgpt_guanaco.engine.lora_layers import LoraLayers, rows_of
+from dbgpt_guanaco.engine.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,20 @@ class TransformersPasses:
         model: A causal LM whose attention is ours (``attention.NAME``).
         cache: Where keys and values are.
         loras: The model's layers, which get the LoRAs of the spans.
+        has_kernels: Attention is computed by our kernels; by default, where there is a GPU.
     """
 
-    def __init__(self, model: Any, cache: KVCache, loras: LoraLayers) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401
+        cache: KVCache,
+        loras: LoraLayers,
+        *,
+        has_kernels: bool | None = None,
+    ) -> None:
         self._model, self._cache, self._loras = model, cache, loras
         self._device: torch.device = model.device
+        self._has_kernels = self._device.type != "cpu" if has_kernels is None else has_kernels
 
     def compute(
         self, input_ids: Tensor, spans: Sequence[Span], wanted: Sequence[int] | None
@@ -86,7 +96,7 @@ class TransformersPasses:
         return logits
 
     def _attend(self, spans: Sequence[Span], slots: Tensor) -> Attend:
-        if self._device.type == "cpu":
+        if not self._has_kernels:
             return CpuAttention(self._cache, slots, spans)
         from dbgpt_guanaco.engine.kernels.attend import TritonAttention, places_of
 
@@ -124,12 +134,3 @@ def slots_of(spans: Sequence[Span], block_size: int) -> list[int]:
         for span in spans
         for place in range(span.length - span.count, span.length)
     ]
-
-
-def to_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Return int64 [N]; nothing waits for the device."""
-    tensor = torch.tensor(numbers, dtype=torch.long)
-    if device.type == "cuda":
-        # From memory that may be paged out, even an asynchronous copy makes the host wait.
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -1,10 +1,9 @@
 """Logits [B, V] → token ids [B], as one request asks.
 
-The draw is made here and not in ``generate``: each request has a generator of its own, so a
-seed gives the same tokens whatever runs beside it.
+The draw is made here and not in ``generate``: each request has random numbers of its own, so a
+seed gives the same tokens whatever runs beside it, and in either engine.
 """
 
-import secrets
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +19,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from dbgpt_guanaco.engine.race import Noise, race
 from dbgpt_guanaco.engine.structure import StructureMatcher, allowed
 from dbgpt_guanaco.errors import InvalidRequestError
 from dbgpt_guanaco.types import SamplingParams
@@ -70,9 +70,7 @@ class Sampler(LogitsProcessor):  # type: ignore[misc] # transformers is not type
         matcher: StructureMatcher | None = None,
     ) -> None:
         self._params, self._matcher = params, matcher
-        self._generator = torch.Generator(device)
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        self._generator.manual_seed(seed)
+        self._noise, self._device = Noise(params.seed, vocabulary_size), device
         self._processors, self._warpers = _processors(params), _warpers(params)
         self._counts = torch.zeros(vocabulary_size, device=device)  # [V], of the answer
         self._bias = torch.zeros(vocabulary_size, device=device)  # [V]
@@ -100,13 +98,17 @@ class Sampler(LogitsProcessor):  # type: ignore[misc] # transformers is not type
         if self._params.temperature == 0:
             token = warped.argmax(dim=-1)  # [1]
         else:
-            token = _race(self._warpers(input_ids, warped), self._generator)
+            token = self._drawn(self._warpers(input_ids, warped).softmax(dim=-1))
         self._counts[token] += 1
         if self._matcher:
             self._matcher.accept(int(token))
         if self._params.logprobs:
             self.draws.append(_draw(scores[0], int(token), self._params.top_logprobs))
         return torch.full_like(scores, -torch.inf).index_fill_(1, token, 0.0)
+
+    def _drawn(self, probabilities: Tensor) -> Tensor:
+        noise = torch.from_numpy(self._noise.next())[None]
+        return race(probabilities, noise.to(self._device))
 
     def _penalize(self, scores: Tensor) -> Tensor:
         frequency, presence = self._params.frequency_penalty, self._params.presence_penalty
@@ -143,16 +145,6 @@ def _warpers(params: SamplingParams) -> LogitsProcessorList:
     if params.typical_p < 1:
         warpers.append(TypicalLogitsWarper(params.typical_p))
     return warpers
-
-
-def _race(scores: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw from softmax(scores), shape [1, V] → [1].
-
-    Source: exponential races give a categorical sample, as argmax(p / Exp(1)).
-    """
-    probabilities = scores.softmax(dim=-1)
-    races = torch.empty_like(probabilities).exponential_(generator=generator)
-    return (probabilities / races).argmax(dim=-1)
 
 
 def _draw(scores: Tensor, token_id: int, top: int) -> Draw:

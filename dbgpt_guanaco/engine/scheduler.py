@@ -7,7 +7,7 @@ always gets to its end, and nobody waits for ever.
 
 from collections import deque
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dbgpt_guanaco.engine.block_manager import BlockManager
 from dbgpt_guanaco.engine.sequence import Sequence
@@ -50,6 +50,23 @@ class Step:
     def sequences(self) -> list[Sequence]:
         """All that take part."""
         return [*self.decodes, *(c.sequence for c in self.chunks)]
+
+    def halves(self) -> "tuple[Step, Step]":
+        """Return two steps that compute the same one after the other.
+
+        Blocks that a chunk shares were filled before it, or by a chunk before it, so what comes
+        first is computed first.
+        """
+        left = sum(chunk.end - chunk.start for chunk in self.chunks) // 2
+        first, second = list[Chunk](), list[Chunk]()
+        for chunk in self.chunks:
+            cut = min(chunk.start + left, chunk.end)
+            left -= cut - chunk.start
+            if cut > chunk.start:
+                first.append(replace(chunk, end=cut, is_last=chunk.is_last and cut == chunk.end))
+            if cut < chunk.end:
+                second.append(replace(chunk, start=cut))
+        return Step(self.decodes, tuple(first)), Step((), tuple(second))
 
     def __bool__(self) -> bool:
         return bool(self.decodes or self.chunks)

@@ -1,9 +1,9 @@
 """One answer on its way through the batching engine: its tokens, its blocks, its progress."""
 
 from dbgpt_guanaco.engine.answer import Answer
-from dbgpt_guanaco.engine.batch_sampler import Row
 from dbgpt_guanaco.engine.block_manager import Node
 from dbgpt_guanaco.engine.generation import StreamingGeneration
+from dbgpt_guanaco.engine.rows import Row
 
 
 class Sequence:

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from benchmarks import gpu
 from benchmarks.gpu_checks import Agreement, KernelResult, compare_tokens
-from benchmarks.gpu_decoders import DECODERS, OursRecorded
+from benchmarks.gpu_decoders import Generate, Ours, OursRecorded
+from benchmarks.gpu_engine import OursEngine
 from benchmarks.gpu_models import SHAPES, TINY, build
 from benchmarks.gpu_report import Report, Row
 from benchmarks.gpu_timing import Bandwidth
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_decoder_is_measured_at_every_batch(folder: Path) -> None:
     rows = json.loads((folder / "gpu.json").read_text())["rows"]
     found = {(row["decoder"], row["batch"]) for row in rows}
-    names = {kind.name for kind in DECODERS.values()}
+    names = {kind.name for kind in gpu.DECODERS.values()}
     assert found == {(name, batch) for name in names for batch in (1, 2)}
     for row in rows:
         assert not row["note"], row
@@ -52,7 +53,7 @@ def test_every_decoder_is_measured_at_every_batch(folder: Path) -> None:
 
 def test_our_tokens_are_compared_with_those_of_transformers(folder: Path) -> None:
     agreements = json.loads((folder / "gpu.json").read_text())["agreements"]
-    assert [a["name"] for a in agreements] == ["ours, eager", "ours, in graphs"]
+    assert [a["name"] for a in agreements] == [Ours.name, OursRecorded.name]
     assert all(a["tokens"] == 96 for a in agreements)
 
 
@@ -60,7 +61,19 @@ def test_the_table_says_which_machine_and_which_versions(folder: Path) -> None:
     text = (folder / "gpu.md").read_text()
     assert "no GPU" in text
     assert f"torch {torch.__version__}" in text
-    assert "| tiny | ours, in graphs | 2 | 20 |" in text
+    assert "| tiny | ours, passes only, in graphs | 2 | 20 |" in text
+    assert "| tiny | ours, engine | 2 | 20 |" in text
+
+
+def test_peers_are_measured_without_our_hooks() -> None:
+    built = build(TINY, CPU)
+    for kind in (Ours, OursRecorded, OursEngine):
+        kind(built).step_seconds(1, 8, 2)
+    assert len(Generate(built).step_seconds(1, 8, 2)) == 2
+
+    Ours(built).start(1, 8)  # and nobody ends it
+    with pytest.raises(RuntimeError, match="15 layers have hooks"):
+        Generate(built).step_seconds(1, 8, 2)
 
 
 def test_wrong_keys_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

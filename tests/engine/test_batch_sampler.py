@@ -14,8 +14,9 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from dbgpt_guanaco.engine import batch_sampler
+from dbgpt_guanaco.engine import filters
 from dbgpt_guanaco.engine.batch_sampler import BatchSampler
+from dbgpt_guanaco.engine.sampling import Sampler
 from dbgpt_guanaco.types import SamplingParams
 
 CPU = torch.device("cpu")
@@ -74,13 +75,13 @@ def draw_many(case: dict[str, Any], scores: torch.Tensor) -> torch.Tensor:
     sampler = BatchSampler(len(scores), 500, CPU)
     rows = [sampler.open(SamplingParams(seed=n, **case), [1], None) for n in range(500)]
     batch = scores.expand(500, -1)
-    drawn = [sampler.draw(batch, rows).tokens for _ in range(DRAWS // 500)]
-    return torch.bincount(torch.cat(drawn), minlength=len(scores)).double()
+    drawn = [i for _ in range(DRAWS // 500) for i in sampler.draw(batch, rows).token_ids()]
+    return torch.bincount(torch.tensor(drawn), minlength=len(scores)).double()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_draws_are_distributed_as_transformers_draws(case: dict[str, Any]) -> None:
-    scores = logits(1)[0]
+    scores = logits(1, size=300)[0]
     probabilities = warped(scores, **case).double()
 
     counts = draw_many(case, scores)
@@ -96,7 +97,7 @@ def test_draws_are_distributed_as_transformers_draws(case: dict[str, Any]) -> No
 
 def test_few_candidates_are_never_taken_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, case = logits(1)[0], {"temperature": 3.0, "top_p": 0.95}
-    monkeypatch.setattr(batch_sampler, "CANDIDATES", 4)
+    monkeypatch.setattr(filters, "CANDIDATES", (2, 4))
 
     counts = draw_many(case, scores)
 
@@ -109,7 +110,7 @@ def test_a_seed_draws_the_same_in_any_company() -> None:
     steps = [logits(1, seed=n)[0] for n in range(30)]
     wanted = SamplingParams(temperature=1.0, top_p=0.9, seed=7)
     alone = sampler.open(wanted, [1], None)
-    expected = [int(sampler.draw(s[None], [alone]).tokens[0]) for s in steps]
+    expected = [sampler.draw(s[None], [alone]).token_ids()[0] for s in steps]
     sampler.close(alone)
     others = [
         sampler.open(SamplingParams(temperature=1.0, top_k=n, seed=n), [1], None) for n in range(9)
@@ -119,16 +120,55 @@ def test_a_seed_draws_the_same_in_any_company() -> None:
     found = []
     for n, s in enumerate(steps):
         batch = torch.stack([*logits(9, seed=n + 99)[: n % 9], s])
-        found.append(int(sampler.draw(batch, [*others[: n % 9], same]).tokens[-1]))
+        found.append(sampler.draw(batch, [*others[: n % 9], same]).token_ids()[-1])
 
     assert found == expected
     assert len(set(expected)) > 5
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_seed_draws_the_same_in_both_engines(case: dict[str, Any]) -> None:
+    size = 300
+    batch = BatchSampler(size, 3, CPU)
+    params = [SamplingParams(seed=seed, **case) for seed in (3, -4, 5)]
+    rows = [batch.open(p, [1], None) for p in params]
+    alone = [Sampler(p, size, CPU) for p in params]
+    for step in range(40):
+        scores = logits(3, size, seed=step)
+        expected = [
+            int(s(torch.tensor([[1]]), scores[n : n + 1]).argmax()) for n, s in enumerate(alone)
+        ]
+
+        assert batch.draw(scores, rows).token_ids() == expected
+
+
+def test_log_probabilities_are_the_models_own_of_each_row_as_many_as_it_wants() -> None:
+    scores = logits(3)
+    params = [
+        SamplingParams(temperature=0, logprobs=True, top_logprobs=2, logit_bias={3: 100.0}),
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=0, logprobs=True),
+    ]
+    sampler = BatchSampler(40, 3, CPU)
+    drawn = sampler.draw(scores, [sampler.open(p, [1], None) for p in params])
+
+    expected = scores.log_softmax(dim=-1)
+    tokens = drawn.token_ids()
+    first, none, last = (drawn.draws(n, token) for n, token in enumerate(tokens))
+    best = expected[0].topk(2)
+    assert tokens[0] == first[0].token_id == 3
+    assert first[0].logprob == pytest.approx(float(expected[0, 3]))
+    assert [token for token, _ in first[0].top] == best.indices.tolist()
+    assert [value for _, value in first[0].top] == pytest.approx(best.values.tolist())
+    assert none == ()
+    assert last[0].logprob == pytest.approx(float(expected[2].max()))
+    assert last[0].top == ()
+
+
 def test_a_seed_and_its_negative_differ() -> None:
     sampler = BatchSampler(40, 2, CPU)
     rows = [sampler.open(SamplingParams(temperature=1.0, seed=s), [1], None) for s in (5, -5)]
-    drawn = [sampler.draw(logits(1).expand(2, -1), rows).tokens.tolist() for _ in range(20)]
+    drawn = [sampler.draw(logits(1).expand(2, -1), rows).token_ids() for _ in range(20)]
 
     assert any(a != b for a, b in drawn)
 

@@ -14,6 +14,7 @@ EVENTS = (
     "chunked prefills",
     "evicted blocks",
     "failed steps",
+    "halved steps",
     "mixed steps",
     "preemptions",
     "recomputed answers",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dbgpt_guanaco.engine.attention import KVCache, Span
 from dbgpt_guanaco.engine.kernels.paged_attention import paged_decode, paged_prefill, write_kv
+from dbgpt_guanaco.engine.transfer import pinned_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,4 @@ class TritonAttention:
 
 
 def _int32(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    tensor = torch.tensor(numbers, dtype=torch.int32)
-    if device.type == "cuda":
-        # From memory that may be paged out, even an asynchronous copy makes the host wait.
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return pinned_copy(torch.tensor(numbers, dtype=torch.int32), device)
