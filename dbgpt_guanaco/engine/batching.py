@@ -362,7 +362,8 @@ class BatchingEngine:
         self._problem = REBUILDING
         logger.error(self._problem)
         self._end_all(self._machinery.scheduler.sequences, told)
-        self._machinery.rebuild(told)
+        # Not what was told: a reader may be suspended in the frames that it has by now.
+        self._machinery.rebuild(told.__cause__)
         self._machinery.warm_up()
         self._failures, self._problem, self._prompt_tokens = 0, None, 0
         logger.warning("the engine has been rebuilt and takes requests again")
