@@ -154,8 +154,8 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
     ),
     "sockets": (
         imports("socket", "socketserver", "ssl", "telnetlib", "ftplib", "smtplib"),
-        frozenset({"server/__main__.py", "server/addresses.py", "doctor/port.py",
-                   "dbgpt_plugin/connection.py"}),
+        frozenset({"server/__main__.py", "server/addresses.py", "server/connections.py",
+                   "doctor/port.py", "dbgpt_plugin/connection.py"}),
     ),
     "files sent or taken over HTTP": (
         any_of(
