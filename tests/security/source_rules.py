@@ -150,11 +150,13 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
     ),
     "the hub": (
         imports("huggingface_hub"),
-        frozenset({"adapters/resolve.py", "doctor/model.py", "doctor/disk.py"}),
+        frozenset({"adapters/resolve.py", "adapters/download.py", "adapters/progress_bars.py",
+                   "doctor/model.py", "doctor/disk.py"}),
     ),
     "sockets": (
         imports("socket", "socketserver", "ssl", "telnetlib", "ftplib", "smtplib"),
         frozenset({"server/__main__.py", "server/addresses.py", "server/connections.py",
+                   "server/graceful.py", "server/supervisor.py",  # take the port; tell systemd
                    "doctor/port.py", "dbgpt_plugin/connection.py"}),
     ),
     "files sent or taken over HTTP": (
