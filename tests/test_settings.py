@@ -281,3 +281,18 @@ def test_a_network_that_is_none_is_refused(load: Load, value: str) -> None:
 def test_the_embedding_model_is_named_by_dbgpts_key(load: Load) -> None:
     settings = load("EMBEDDING_MODEL=text2vec\nGUANACO_EMBEDDING_DEVICE=cuda").embedding
     assert (settings.embedding_model, settings.embedding_device) == ("text2vec", "cuda")
+
+
+def test_no_two_groups_have_a_validator_of_the_same_name() -> None:
+    # All groups are one class where the environment is read: of two, one would be lost.
+    groups = [type(group) for _, group in Settings()]
+    names = [name for kind in groups for name in kind.__pydantic_decorators__.field_validators]
+
+    assert len(groups) > 4
+    assert len(names) == len(set(names)), names
+
+
+def test_a_size_that_is_none_is_one_clear_error(load: Load) -> None:
+    for name in ("GUANACO_KV_CACHE", "MAX_GPU_MEMORY"):
+        with pytest.raises(ConfigurationError, match=f"{name}=much: 'much' is not a size"):
+            load(f"{name}=much\n")

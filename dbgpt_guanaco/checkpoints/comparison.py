@@ -7,12 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dbgpt_guanaco.adapters.memory import plan_memory
+from dbgpt_guanaco.adapters.memory import free_memory_bytes, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.shapes import read_shape
 from dbgpt_guanaco.checkpoints.merging import CARD, Base
@@ -137,4 +136,4 @@ def _refuse_too_large(contender: Contender, tokens: int) -> None:
 def _available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return free_memory_bytes()

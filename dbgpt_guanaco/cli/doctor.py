@@ -31,8 +31,8 @@ def doctor(
 ) -> None:
     """Examine this machine and this configuration, and say what to do about what is wrong.
 
-    Reads the settings that ``serve`` would read here. Fetches, writes and changes nothing. Ends
-    with 1 where something fails, with 0 where all is well or there are only warnings.
+    Reads the settings that ``serve`` would read here. Fetches, changes and serves nothing.
+    Ends with 1 where something fails, with 0 where all is well or there are only warnings.
 
     Example:  LLM_MODEL=guanaco-33b-merged dbgpt-guanaco doctor
     """

@@ -11,5 +11,5 @@
     findings.py          what a check returns
     *.py                 the checks, small functions: Setup → Finding
 
-Nothing is fetched, written or changed, and nothing is served.
+Nothing is fetched, changed or served; only the compiled decoder is built, as the first start would.
 """

@@ -44,7 +44,7 @@ def env_file(setup: Setup) -> Finding:
     """Look at the file itself: lines that are not read, and who else may read or write it."""
     path = setup.env_file
     if not path.is_file():
-        return ok(f"there is no {path.absolute()}; settings come from the environment")
+        return ok(f"there is none in {path.absolute().parent}")
     try:
         text = path.read_bytes().removeprefix(BOM).decode()
     except UnicodeDecodeError:

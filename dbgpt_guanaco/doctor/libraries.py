@@ -74,7 +74,7 @@ def plugin(_: Setup) -> Finding:
     try:
         found = version("dbgpt")
     except PackageNotFoundError:
-        return ok("no DB-GPT in this interpreter; it may as well be in another, or elsewhere")
+        return ok("DB-GPT is not in this interpreter, and need not be")
     if not SpecifierSet(f">={OLDEST_DBGPT}").contains(found, prereleases=True):
         return warning(
             f"DB-GPT {found} is older than {OLDEST_DBGPT} and has no plugins; connect it by "

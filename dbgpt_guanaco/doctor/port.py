@@ -16,8 +16,8 @@ ASK_S = 2.0
 NEAR = 50
 UNPRIVILEGED = 7999
 MAX_ANSWER_BYTES = 65_536
-# What our own /health says, among other things.
-OUR_FIELDS = {"status", "model", "running", "waiting"}
+# What our own /health says, among other things: with a model, and while it is loaded.
+OUR_FIELDS = ({"status", "model", "running", "waiting"}, {"status", "stage", "seconds"})
 
 
 def port(setup: Setup) -> Finding:
@@ -58,7 +58,8 @@ def _why_not(host: str, number: int, error: OSError) -> Finding:
     if error.errno != errno.EADDRINUSE:
         return failure(f"{host}:{number} cannot be listened on: {error.strerror}", _LOOPBACK)
     if said := _our_health(host, number):
-        return ok(f"a server of this kind runs there already, {said['status']}: {said['model']}")
+        what = said.get("model") or said.get("stage")
+        return ok(f"a server of this kind runs there already, {said['status']}: {what}")
     return failure(
         f"{host}:{number} is taken by {_holder(number)}", f"MODEL_PORT={_free_port(host, number)}"
     )
@@ -74,7 +75,7 @@ def _our_health(host: str, number: int) -> dict[str, Any] | None:
         ):
             text = next(answer.iter_raw(MAX_ANSWER_BYTES), b"")
         said = httpx.Response(200, content=text).json()
-        if isinstance(said, dict) and said.keys() >= OUR_FIELDS:
+        if isinstance(said, dict) and any(said.keys() >= fields for fields in OUR_FIELDS):
             return said
     return None
 

@@ -53,7 +53,7 @@ class EngineSettings(Group):
 
     @field_validator("kv_cache")
     @classmethod
-    def _is_a_size(cls, value: str | None) -> str | None:
+    def _is_a_cache_size(cls, value: str | None) -> str | None:
         if value is not None:
             memory_bytes(value)
         return value

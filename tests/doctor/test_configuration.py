@@ -44,7 +44,7 @@ def test_no_settings_are_the_defaults() -> None:
         ("GUANACO_HSOT=0.0.0.0", "did you mean GUANACO_HOST"),
         ("MODEL_PORT=eight", "MODEL_PORT=eight"),
         ("MODEL_PORT=65536", "less than or equal to 65535"),
-        ("GUANACO_KV_CACHE=much", "is not a size"),
+        ("GUANACO_KV_CACHE=much", "GUANACO_KV_CACHE=much: 'much' is not a size"),
         ("QUANTIZE_4bit=1\nQUANTIZE_8bit=1", "are both on"),
     ],
 )

@@ -112,7 +112,7 @@ def test_the_package_kernels_is_a_trap(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("dbgpt", "status", "told"),
     [
-        (None, "ok", "no DB-GPT in this interpreter"),
+        (None, "ok", "DB-GPT is not in this interpreter"),
         ("0.8.2", "ok", 'can use the plugin: provider = "guanaco"'),
         ("0.9.0", "ok", "(tested with 0.8.2)"),
         ("0.6.3", "warning", "older than 0.7 and has no plugins"),

@@ -14,7 +14,8 @@ from dbgpt_guanaco.doctor import port
 from dbgpt_guanaco.doctor.setup import Setup
 from dbgpt_guanaco.settings import ServerSettings, Settings
 
-OURS = {"status": "ready", "model": "guanaco-7b", "running": 0, "waiting": 0, "slots": 32}
+OURS = {"status": "ok", "model": "guanaco-7b", "running": 0, "waiting": 0, "slots": 32}
+LOADING = {"status": "loading", "stage": "weights", "done": 1, "total": 2, "seconds": 3.5}
 
 
 def setup(number: int, host: str = "127.0.0.1") -> Setup:
@@ -85,13 +86,18 @@ def test_whoever_may_not_be_seen_is_told_with_the_command_that_may(
     assert f"ss -ltnp 'sport = :{taken}'" in port.port(setup(taken)).text
 
 
-def test_a_server_of_ours_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("health", "told"), [(OURS, "ok: guanaco-7b"), (LOADING, "loading: weights")]
+)
+def test_a_server_of_ours_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, health: dict[str, object], told: str
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # it would not get past this
-    with answering(json.dumps(OURS).encode()) as number:
+    with answering(json.dumps(health).encode()) as number:
         finding = port.port(setup(number))
 
     assert finding.status == "ok"
-    assert "runs there already, ready: guanaco-7b" in finding.text
+    assert finding.text == f"a server of this kind runs there already, {told}"
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"<html>", b'"status"', b"x" * 100_000, b""])

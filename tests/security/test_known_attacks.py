@@ -209,7 +209,7 @@ async def test_a_compressed_body_is_not_unpacked(server: Server) -> None:
 
     answer = await server.send("POST", CHAT, content=BOMB, headers={"Content-Encoding": "gzip"})
 
-    assert answer.status_code == 400
+    assert answer.status_code in (400, 415)
     assert server.engine.requests == []
     assert time.monotonic() - start < 5
 
@@ -233,6 +233,10 @@ async def test_what_a_model_says_is_text(words: str, form: dict[str, Any], tmp_p
 
     assert answer.json()["choices"][0]["message"]["content"] == said
     assert not proof.exists()
+
+
+def test_nothing_is_evaluated() -> None:
+    """CVE-2026-61539: there is no line that could."""
     assert not breakers_of("eval and exec")
 
 

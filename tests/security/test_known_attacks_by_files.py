@@ -2,8 +2,10 @@
 
 import json
 import struct
+from contextlib import nullcontext
 from importlib.metadata import requires
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from packaging.requirements import Requirement
 from tiny_models import WritesAFile, make_lora, make_model
 
 from dbgpt_guanaco.adapters.convert import read_pickled
+from dbgpt_guanaco.adapters.download import download_model
 from dbgpt_guanaco.adapters.foreign_code import check_code
 from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.lora import read_lora
@@ -135,3 +138,21 @@ def test_a_lora_s_path_leads_nowhere_else(tmp_path: Path, path: str) -> None:
 
     with pytest.raises(InvalidRequestError):
         find_below(root, path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.json", "/a.json", "a/../../b.json", "..\\a.json", "C:\\a.json", "a\0.json"]
+)
+def test_a_file_on_the_hub_lands_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """CVE-2024-37032, CVE-2026-103663: a name that a registry gave became a path to write to."""
+    listed = SimpleNamespace(sha="0123abc", siblings=[
+        SimpleNamespace(rfilename="model.safetensors", size=8, lfs=None),
+        SimpleNamespace(rfilename=name, size=8, lfs=None),
+    ])  # fmt: skip
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: listed)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    with pytest.raises(ModelLoadError, match="leads out of its folder"):
+        download_model("evil/model", tmp_path / "models", lambda *_: nullcontext(lambda _: None))

@@ -17,7 +17,9 @@ def test_no_module_does_this(rule: str) -> None:
     found = {path: list(violations(tree, matches)) for path, tree in MODULES.items()}
     found = {path: lines for path, lines in found.items() if lines}
 
-    assert set(found) == set(allowed), found
+    assert set(found) <= allowed, found
+    # What is allowed and not done (any more) is not to stay allowed.
+    assert {path for path in allowed if path in MODULES} <= set(found)
 
 
 @pytest.mark.parametrize("rule", SERVER_RULES)
@@ -92,12 +94,12 @@ def cases(texts: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
 def test_a_rule_finds_what_it_is_for(rule: str, text: str) -> None:
     matches = SERVER_RULES[rule] if rule in SERVER_RULES else RULES[rule][0]
 
-    assert list(violations(parsed(text), matches))
+    assert list(violations(ast.walk(parsed(text)), matches))
 
 
 @pytest.mark.parametrize(("rule", "text"), cases(HARMLESS))
 def test_a_rule_finds_nothing_else(rule: str, text: str) -> None:
-    assert not list(violations(parsed(text), RULES[rule][0]))
+    assert not list(violations(ast.walk(parsed(text)), RULES[rule][0]))
 
 
 def test_every_rule_was_tried() -> None:
