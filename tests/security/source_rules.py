@@ -148,14 +148,17 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
                    "doctor/controllers.py", "doctor/surroundings.py",
                    "dbgpt_plugin/connection.py"}),
     ),
+    # (progress_bars.py has the hub's progress bar, for resolve.py.)
     "the hub": (
         imports("huggingface_hub"),
-        frozenset({"adapters/resolve.py", "doctor/model.py", "doctor/disk.py"}),
+        frozenset({"adapters/resolve.py", "adapters/progress_bars.py", "doctor/model.py",
+                   "doctor/disk.py"}),
     ),
+    # (graceful.py is handed the listening one; supervisor.py speaks to who started the process.)
     "sockets": (
         imports("socket", "socketserver", "ssl", "telnetlib", "ftplib", "smtplib"),
-        frozenset({"server/__main__.py", "server/addresses.py", "doctor/port.py",
-                   "dbgpt_plugin/connection.py"}),
+        frozenset({"server/__main__.py", "server/graceful.py", "server/supervisor.py",
+                   "server/addresses.py", "doctor/port.py", "dbgpt_plugin/connection.py"}),
     ),
     "files sent or taken over HTTP": (
         any_of(
