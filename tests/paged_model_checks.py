@@ -42,7 +42,7 @@ class Model:
             self.replays += 1
             return run(*args)
 
-        graphs.run = counted  # type: ignore[method-assign] # a spy
+        graphs.run = counted  # type: ignore[assignment, method-assign] # a spy
         self.passes = RecordedPasses(eager, graphs)
 
     def expected(self, ids: list[int]) -> Tensor:
