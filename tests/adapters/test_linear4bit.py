@@ -68,7 +68,7 @@ def test_what_they_compute_stays_the_same() -> None:
     assert route_calls(model) == 1
 
     assert all(torch.equal(model(x), before) for x, before in zip(inputs, expected, strict=True))
-    twin = copy.deepcopy(model)
+    twin: Any = copy.deepcopy(model)
     assert twin[0].forward.args[0] is twin[0]
 
 

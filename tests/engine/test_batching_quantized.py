@@ -1,9 +1,10 @@
 """bfloat16, int8, NF4 and LoRA: tokens are the model's own, wherever it is sure of them.
 
 These numbers are rounded, and how depends on the other rows of a product, so transformers' code
-does not even agree with itself: a text computed at once and the same text token by token have
-other logits. The largest such difference is the noise. The rule for every token of every answer:
-in transformers' own logits, computed at once, it lies at most ``MARGIN`` noises below the best.
+does not even agree with itself: a text computed at once and the same text token by token, beside
+others, have other logits. The largest such difference is the noise. The rule for every token of
+every answer: in transformers' own logits, computed at once, it lies at most ``MARGIN`` noises below
+the best.
 """
 
 import asyncio
@@ -20,8 +21,12 @@ from torch import Tensor
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.loading import LoadedModel, load_model
 from dbgpt_guanaco.adapters.resolve import ModelSource, resolve
+from dbgpt_guanaco.engine import first_pass
 from dbgpt_guanaco.engine.batching import BatchingEngine
+from dbgpt_guanaco.engine.cpu_decoder import CompiledPasses
+from dbgpt_guanaco.engine.kernels import compiled
 from dbgpt_guanaco.engine.lora_layers import ALL, LoraLayers
+from dbgpt_guanaco.errors import ConfigurationError
 from dbgpt_guanaco.settings import EngineSettings, ModelSettings
 from dbgpt_guanaco.types import GenerationRequest, SamplingParams
 
@@ -98,25 +103,32 @@ def judge(loaded: LoadedModel, texts: list[tuple[Ids, Ids]]) -> Judged:
 
 def judged_by(model: Any, texts: list[tuple[Ids, Ids]]) -> Judged:
     noise, lags = 0.0, []
-    for prompt, answer in texts:
+    others = token_by_token(model, [(*prompt, *answer) for prompt, answer in texts])
+    for (prompt, answer), other in zip(texts, others, strict=True):
+        drawn = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
         ids = torch.tensor([[*prompt, *answer]])
-        own = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()  # [A, V]
-        noise = max(noise, float((one_by_one(model, ids)[len(prompt) - 1 : -1] - own).abs().max()))
+        own = model(ids, use_cache=False).logits[0, drawn].float()  # [A, V]
+        noise = max(noise, float((other[drawn] - own).abs().max()))
         chosen = own.gather(1, torch.tensor(answer)[:, None])[:, 0]
         lags.append(own.max(dim=-1).values - chosen)
     return Judged(noise, torch.cat(lags))
 
 
-def one_by_one(model: Any, ids: Tensor) -> Tensor:
-    cache, rows = None, []
-    for n in range(ids.shape[1]):
+def token_by_token(model: Any, texts: list[Ids]) -> Tensor:
+    """Logits [texts, T, V] with a cache, all texts side by side; shorter ones go on with 0."""
+    length = max(len(text) for text in texts)
+    ids = torch.tensor([[*text, *[0] * (length - len(text))] for text in texts])
+    cache, columns = None, []
+    for n in range(length):
         output = model(ids[:, n : n + 1], past_key_values=cache, use_cache=True)
         cache = output.past_key_values
-        rows.append(output.logits[0])
-    return torch.cat(rows).float()
+        columns.append(output.logits)
+    return torch.cat(columns, dim=1).float()
 
 
-async def answers(loaded: LoadedModel, prompts: tuple[Ids, ...], **settings: Any) -> list[Ids]:
+async def answers(
+    loaded: LoadedModel, prompts: tuple[Ids, ...], *, has_decoder: bool = True, **settings: Any
+) -> list[Ids]:
     engine = BatchingEngine(
         loaded, EngineSettings(queue_size=64, prefill_chunk_tokens=16, **settings)
     )
@@ -134,7 +146,9 @@ async def answers(loaded: LoadedModel, prompts: tuple[Ids, ...], **settings: Any
     try:
         found = await asyncio.gather(*(one(n, p) for n, p in enumerate(prompts)))
         assert engine.load.cached_tokens > 0
-        assert settings.get("kv_cache") is None or engine.load.preemptions > 0
+        assert settings.get("kv_cache") is None or engine.load.preemptions or settings["slots"] < 7
+        is_compiled = isinstance(engine._machinery._runner._passes, CompiledPasses)
+        assert is_compiled == (has_decoder and compiled.why_not() is None)
     finally:
         engine.close()
     return found
@@ -152,7 +166,9 @@ async def test_tokens_are_those_of_transformers(
     loaded = load(kind)
 
     # Room for few answers at a time: some are computed twice.
-    found = await answers(loaded, PROMPTS, slots=7, kv_cache="0.1MB")
+    found = await answers(
+        loaded, PROMPTS, slots=7, kv_cache="0.1MB", has_decoder=not kind.startswith("int8")
+    )
 
     texts = with_answers(PROMPTS, found)
     assert len(texts) == 13
@@ -161,6 +177,30 @@ async def test_tokens_are_those_of_transformers(
     # An engine that lost the first block of a prompt would not pass.
     lost = [(prompt[16:], answer) for prompt, answer in texts if len(prompt) > 32]
     assert not judge(loaded, lost).is_right
+
+
+@pytest.mark.parametrize("has_decoder", [True, False])
+@pytest.mark.parametrize("slots", [1, 2, 7, 32])
+@pytest.mark.parametrize("kind", ["none", "nf4"])
+async def test_tokens_are_those_of_transformers_in_any_batch(
+    load: Callable[[str], LoadedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    slots: int,
+    has_decoder: bool,
+) -> None:
+    if not has_decoder:
+        monkeypatch.setattr(first_pass, "CpuDecoder", no_decoder)
+    loaded = load(kind)
+
+    found = await answers(loaded, PROMPTS, slots=slots, kv_cache="0.1MB", has_decoder=has_decoder)
+
+    judged = judge(loaded, with_answers(PROMPTS, found))
+    assert judged.is_right, judged
+
+
+def no_decoder(*_: Any) -> Any:
+    raise ConfigurationError("this test goes without")
 
 
 async def test_tokens_of_the_demo_model_are_those_of_transformers(
