@@ -12,6 +12,7 @@ from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from dbgpt_guanaco.adapters.linear4bit import route_calls
 from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
 from dbgpt_guanaco.adapters.shapes import shape_of
 
@@ -106,6 +107,7 @@ def build(shape: Shape, device: torch.device) -> Built:
             setattr(model.get_submodule(parent), child, nn.Parameter(tensor, requires_grad=False))
             plain += 0 if "embed_tokens" in name else tensor.nbytes
     model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
+    route_calls(model)
     model.eval()
     model.generation_config = GenerationConfig()
     return Built(shape, model, quantized + plain, plan)

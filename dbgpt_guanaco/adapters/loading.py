@@ -13,6 +13,7 @@ from dbgpt_guanaco.adapters.cpu_linear import flatten_inputs
 from dbgpt_guanaco.adapters.family import find_family
 from dbgpt_guanaco.adapters.folder import weight_files
 from dbgpt_guanaco.adapters.headers import tensor_headers
+from dbgpt_guanaco.adapters.linear4bit import route_calls
 from dbgpt_guanaco.adapters.lora import Lora, read_lora
 from dbgpt_guanaco.adapters.machine import (
     available_bytes,
@@ -123,6 +124,7 @@ def load_model(
     lora = read_lora(source.lora_path, model, plan.dtype) if source.lora_path else None
     if plan.device.type == "cpu":
         flatten_inputs(model)
+    route_calls(model)
     model.eval()
     model.requires_grad_(False)
     # The checkpoint's sampling defaults must not leak into requests that say otherwise.

@@ -24,6 +24,11 @@ ACTIVATIONS = ("SiLU", "SiLUActivation")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
+# Where the calls of layers may lead instead of to their own class.
+_HOMES = {
+    "Linear": "dbgpt_guanaco.adapters.cpu_linear",
+    "Linear4bit": "dbgpt_guanaco.adapters.linear4bit",
+}
 
 
 def why_not(model: Any) -> str | None:  # noqa: ANN401
@@ -92,16 +97,15 @@ def _wrong_call(model: Any) -> str | None:  # noqa: ANN401
         hooks = [h for h in part._forward_hooks.values() if not isinstance(h, AddLora)]
         if hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook"):
             return f"{name or 'the model'} has a hook"
-        if "forward" in vars(part) and not _is_flattened(part):
+        if "forward" in vars(part) and not _is_own_call(part):
             return f"somebody replaced the call of {name or 'the model'}"
     return None
 
 
-def _is_flattened(part: nn.Module) -> bool:
-    """Only ``cpu_linear.flatten_inputs`` changed the call, and it leaves the sums alone."""
-    call = part.forward
-    home = "dbgpt_guanaco.adapters.cpu_linear"
-    return type(part) is nn.Linear and isinstance(call, partial) and call.func.__module__ == home
+def _is_own_call(part: nn.Module) -> bool:
+    """Only ``cpu_linear`` or ``linear4bit`` changed the call, and they leave the sums alone."""
+    home, call = _HOMES.get(type(part).__name__), part.forward
+    return home is not None and isinstance(call, partial) and call.func.__module__ == home
 
 
 def _wrong_size(model: Any) -> str | None:  # noqa: ANN401
