@@ -150,7 +150,8 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
     ),
     "the hub": (
         imports("huggingface_hub"),
-        frozenset({"adapters/resolve.py", "doctor/model.py", "doctor/disk.py"}),
+        frozenset({"adapters/resolve.py", "adapters/hub_headers.py", "doctor/model.py",
+                   "doctor/disk.py"}),
     ),
     "sockets": (
         imports("socket", "socketserver", "ssl", "telnetlib", "ftplib", "smtplib"),
