@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (  # type: ignore[attr-defined] # the HTTP client's error
     HTTPError,
     NotASafetensorsRepoError,
@@ -54,7 +54,7 @@ def asked_hub(hub: str) -> Iterator[HubModel]:
         listed = api.model_info(hub, files_metadata=True, timeout=HUB_TIMEOUT_S).siblings or []
         sizes = {file.rfilename: int(file.size or 0) for file in listed}
         for name in {"config.json", "adapter_config.json"} & sizes.keys():
-            hf_hub_download(hub, name, local_dir=scratch)
+            api.hf_hub_download(hub, name, local_dir=scratch)
         weights = sorted(filter_repo_objects(
             sizes, allow_patterns=["*.safetensors", "*.bin"], ignore_patterns=OTHER_FORMATS
         ))  # fmt: skip

@@ -66,8 +66,10 @@ def plan_serving(
     plan = plan_memory(
         shape, quantization, on_cuda=machine.on_cuda, lora_bytes=candidate.lora_bytes
     )
+    # On a GPU the engine leaves room for its largest step, which it rehearses; here it is guessed.
+    step_bytes = plan.overhead_bytes if machine.on_cuda else 0
     room = cache_tokens(
-        machine.available_bytes - plan.weight_bytes,
+        machine.available_bytes - plan.weight_bytes - step_bytes,
         plan.kv_bytes_per_token,
         context,
         on_cuda=machine.on_cuda,

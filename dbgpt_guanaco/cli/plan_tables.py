@@ -47,7 +47,9 @@ def show_all(machine: Machine, outlooks: Sequence[Outlook]) -> None:
         table.add_column("fits")
     for outlook in outlooks:
         best = outlook.best
-        sizes = {plan.quantization: gib(plan.memory.weight_bytes) for plan in outlook.serving}
+        sizes: dict[str, str] = {
+            plan.quantization: gib(plan.memory.weight_bytes) for plan in outlook.serving
+        }
         cells = [outlook.candidate.name, WAYS[best.quantization] if best else "nothing"]
         cells += [sizes.get(kind, "") for kind in WAYS]
         cells += [gib(1000 * outlook.candidate.shape.kv_bytes_per_token)]

@@ -5,8 +5,9 @@ import traceback
 from collections.abc import Callable
 from typing import Protocol
 
-import psutil
 import torch
+
+from dbgpt_guanaco.adapters.memory import free_memory_bytes
 
 
 class Memory(Protocol):
@@ -30,7 +31,7 @@ class HostMemory:
 
     def free(self) -> int:
         """See ``Memory``."""
-        return int(psutil.virtual_memory().available)
+        return free_memory_bytes()
 
     def peak(self, compute: Callable[[], object]) -> int:  # noqa: ARG002 - it is not worth the time
         """Return 0, without computing."""
