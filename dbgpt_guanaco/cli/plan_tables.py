@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +12,12 @@ from dbgpt_guanaco.adapters.outlook import Outlook, TrainingOutlook
 from dbgpt_guanaco.adapters.serving_plan import ServingPlan
 
 WAYS: Mapping[str, str] = {"nf4": "nf4", "int8": "int8", "none": "16 bits"}
+
+LEGEND = (
+    "Sizes in GiB. best: the most bits a weight that fit, with one full context",
+    "cache: keys and values of 1,000 tokens; tokens: how many fit beside nf4 weights",
+    "train: a QLoRA training; paged: it fits while optimizer states come and go",
+)
 
 
 def show_one(machine: Machine, outlook: Outlook) -> None:
@@ -36,34 +43,40 @@ def show_all(machine: Machine, outlooks: Sequence[Outlook]) -> None:
     """Print one line a model."""
     console = Console()
     console.print(_told(machine), soft_wrap=True, markup=False, highlight=False)
-    table = Table()
-    table.add_column("model", no_wrap=True)
-    table.add_column("best that fits")
-    for column in ("nf4", "int8", "16 bits", "1,000 tokens of cache", "cache beside nf4, tokens"):
-        table.add_column(column, justify="right")
-    has_training = any(outlook.training for outlook in outlooks)
-    if has_training:
-        table.add_column("training", justify="right")
-        table.add_column("fits")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for column in ("model", "best"):
+        table.add_column(column, no_wrap=True)
+    trained = [outlook.training for outlook in outlooks if outlook.training]
+    columns = ("nf4", "int8", "16 bits", "cache", "tokens", *(("train",) if trained else ()))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     for outlook in outlooks:
-        best = outlook.best
-        sizes: dict[str, str] = {
-            plan.quantization: gib(plan.memory.weight_bytes) for plan in outlook.serving
-        }
-        cells = [outlook.candidate.name, WAYS[best.quantization] if best else "nothing"]
-        cells += [sizes.get(kind, "") for kind in WAYS]
-        cells += [gib(1000 * outlook.candidate.shape.kv_bytes_per_token)]
-        cells += [f"{outlook.serving[0].cache_tokens:,}"]
-        if outlook.training:
-            cells += [gib(outlook.training.plan.total_bytes), verdict(outlook.training)]
-        table.add_row(*cells, style=None if best else "dim")
+        table.add_row(*_row(outlook), style=None if outlook.best else "dim")
     console.print(table)
+    for line in LEGEND[: len(LEGEND) if trained else -1]:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _row(outlook: Outlook) -> list[str]:
+    sizes: dict[str, str] = {p.quantization: _gib(p.memory.weight_bytes) for p in outlook.serving}
+    best = outlook.best
+    row = [outlook.candidate.name, WAYS[best.quantization] if best else "–"]
+    row += [sizes.get(kind, "") for kind in WAYS]
+    row += [_gib(1000 * outlook.candidate.shape.kv_bytes_per_token)]
+    row += [f"{outlook.serving[0].cache_tokens:,}"]
+    if outlook.training:
+        row += [f"{_gib(outlook.training.plan.total_bytes)} {verdict(outlook.training):>5}"]
+    return row
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:,.1f}" if size >= GIB else f"{size / GIB:,.2f}"
 
 
 def _serving_table(plans: Sequence[ServingPlan]) -> Table:
-    table = Table("weights in")
+    table = Table("weights", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     context = plans[0].context_tokens
-    columns = ("size", f"with one context of {context:,}", "fits", "tokens of cache", "streams")
+    columns = ("size", f"with {context:,} tokens", "fits", "tokens of cache", "streams")
     for column in columns:
         table.add_column(column, justify="right")
     for plan in plans:
@@ -86,7 +99,7 @@ def _show_training(console: Console, outlook: TrainingOutlook) -> None:
     run, plan = outlook.run, outlook.plan
     title = f"training: rank {run.rank}, {run.micro_batch} × {run.tokens:,} tokens, {run.optimizer}"
     console.print(title, soft_wrap=True, highlight=False)
-    table = Table("part")
+    table = Table("part", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("size", justify="right")
     rows = {
         "base in NF4, double quantization": plan.base_bytes,
@@ -104,18 +117,19 @@ def _show_training(console: Console, outlook: TrainingOutlook) -> None:
     console.print(table)
     longest = outlook.longest_tokens
     rest = f"; sequences of up to {longest:,} tokens would fit" if longest else ""
-    told = {"yes": "it fits", "no": "it does not fit"}.get(verdict(outlook))
-    told = (
-        told or f"it fits while optimizer states are paged: {gib(plan.least_bytes)} must be there"
-    )
-    console.print(told + rest, soft_wrap=True, highlight=False)
+    told = {
+        "fits": "it fits",
+        "no": "it does not fit",
+        "paged": f"it fits with optimizer states paged; {gib(plan.least_bytes)} must be there",
+    }
+    console.print(told[verdict(outlook)] + rest, soft_wrap=True, highlight=False)
 
 
 def verdict(outlook: TrainingOutlook) -> str:
     """Return whether a training fits, in a word."""
     if outlook.is_paging:
         return "paged"
-    return "yes" if outlook.fits else "no"
+    return "fits" if outlook.fits else "no"
 
 
 def gib(size: int) -> str:

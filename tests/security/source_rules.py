@@ -150,8 +150,9 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
     ),
     "the hub": (
         imports("huggingface_hub"),
-        frozenset({"adapters/resolve.py", "adapters/hub_headers.py", "doctor/model.py",
-                   "doctor/disk.py"}),
+        frozenset({"adapters/resolve.py", "adapters/hub_headers.py", "adapters/download.py",
+                   "adapters/progress_bars.py",
+                   "doctor/model.py", "doctor/disk.py"}),
     ),
     "sockets": (
         imports("socket", "socketserver", "ssl", "telnetlib", "ftplib", "smtplib"),
