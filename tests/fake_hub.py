@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,12 +21,14 @@ class FakeHub:
         told: Contents that checksums are told of, where they are not those that are sent.
         breaks_after: Bytes of a safetensors file after which the connection ends, once.
         ranges: The ranges that were asked for.
+        sent: Bytes of files that were sent, by file.
     """
 
     def __init__(self, files: Mapping[str, Mapping[str, bytes]]) -> None:
         self.files, self.told = files, dict[str, bytes]()
         self.breaks_after: int | None = None
         self.ranges: list[str] = []
+        self.sent: Counter[str] = Counter()
         self.endpoint = ""
 
     def sibling(self, name: str, content: bytes) -> dict[str, Any]:
@@ -76,23 +79,29 @@ def running(hub: FakeHub) -> Iterator[FakeHub]:
                 self._send_json({"id": repository, "sha": REVISION, "siblings": siblings})
 
         def _send_file(self, repository: str, name: str) -> None:
+            if name not in hub.files.get(repository, {}):
+                self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+                return
             content = hub.files[repository][name]
             told = hub.sibling(name, content)
             tag = told["lfs"]["sha256"] if "lfs" in told else told["blobId"]
             headers = {"ETag": f'"{tag}"', "X-Repo-Commit": REVISION, "Accept-Ranges": "bytes"}
-            start = 0
+            start, rest, status = 0, content, 200
             if asked := self.headers.get("Range"):
                 hub.ranges.append(asked)
-                start = int(asked.removeprefix("bytes=").partition("-")[0])
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            rest = content[start:]
+                first, _, last = asked.removeprefix("bytes=").partition("-")
+                start, status = int(first), 206
+                rest = content[start : int(last) + 1 if last else None]
+                end = start + len(rest) - 1
+                headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+            hub.sent[name] += len(rest) if self.command == "GET" else 0
             is_cut = self.command == "GET" and name.endswith(".safetensors")
             if is_cut and hub.breaks_after is not None:
                 sent, hub.breaks_after = rest[: hub.breaks_after], None
-                self._send(206 if start else 200, rest, headers, sent)
+                self._send(status, rest, headers, sent)
                 self.close_connection = True
             else:
-                self._send(206 if start else 200, rest, headers)
+                self._send(status, rest, headers)
 
         def _send_json(self, value: object) -> None:
             self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

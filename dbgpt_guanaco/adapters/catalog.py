@@ -10,7 +10,7 @@ from dbgpt_guanaco.adapters.folder import is_lora, missing_files, read_json
 from dbgpt_guanaco.adapters.headers import tensor_headers
 from dbgpt_guanaco.adapters.known import KNOWN_MODELS, guanaco_lora_bytes, known_shape
 from dbgpt_guanaco.adapters.machine import Machine
-from dbgpt_guanaco.adapters.memory import lora_bytes, plan_memory
+from dbgpt_guanaco.adapters.memory import lora_bytes_of, plan_memory
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import base_of
 from dbgpt_guanaco.adapters.shapes import ModelShape, read_shape
@@ -92,7 +92,7 @@ class Catalog:
         known = KNOWN_MODELS.get(name)
         base = known.base if known and known.base else base_of(folder)
         shape = _shape_of_base(base, self._models_dir) or known_shape(name)
-        needed = self._needed(shape, "nf4") + lora_bytes(folder) if shape else None
+        needed = self._needed(shape, "nf4") + lora_bytes_of(folder) if shape else None
         return self._entry(name, "LoRA", size, needed, note=f"on {base}")
 
     def _known(self, name: str) -> Entry:

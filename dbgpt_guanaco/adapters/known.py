@@ -1,7 +1,7 @@
 """The names that need no hub name, and what is known of them before a file is there."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dbgpt_guanaco.settings import DEMO_MODEL
 
@@ -10,12 +10,32 @@ if TYPE_CHECKING:
 
 # Of the LoRAs among the known names, which are on all linear layers.
 GUANACO_RANK = 64
-# hidden, intermediate, layers, heads of the first LLaMA, by what stands in a known name.
+# hidden, intermediate, layers, heads of the first LLaMA, arXiv 2302.13971.
 LLAMA_SIZES = {
     "7b": (4096, 11008, 32, 32),
     "13b": (5120, 13824, 40, 40),
     "33b": (6656, 17920, 60, 52),
     "65b": (8192, 22016, 80, 64),
+}
+SIZES = {
+    "huggyllama/llama-7b": LLAMA_SIZES["7b"],
+    "huggyllama/llama-13b": LLAMA_SIZES["13b"],
+    "huggyllama/llama-30b": LLAMA_SIZES["33b"],
+    "huggyllama/llama-65b": LLAMA_SIZES["65b"],
+    "timdettmers/guanaco-33b-merged": LLAMA_SIZES["33b"],
+    "timdettmers/guanaco-65b-merged": LLAMA_SIZES["65b"],
+    "lmsys/vicuna-13b-v1.5": LLAMA_SIZES["13b"],
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (576, 1536, 30, 9),
+}
+# From the first LLaMA, as config.json has it.
+DIFFERENCES: dict[str, dict[str, Any]] = {
+    "lmsys/vicuna-13b-v1.5": {"max_position_embeddings": 4096},
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
 }
 
 
@@ -45,11 +65,17 @@ KNOWN_MODELS = {
 
 
 def known_shape(name: str) -> "ModelShape | None":
-    """Return the shape of a known LLaMA, or of a known LoRA's base; None of another name."""
+    """Return the shape of a known model, or of a known LoRA's base; None of another name.
+
+    Args:
+        name: A known name, or one of those that the hub has for them and their bases.
+    """
     from dbgpt_guanaco.adapters.shapes import llama_shape
 
-    sizes = next((LLAMA_SIZES[part] for part in name.split("-") if part in LLAMA_SIZES), None)
-    return llama_shape(*sizes) if sizes and name in KNOWN_MODELS else None
+    known = KNOWN_MODELS.get(name)
+    hub = (known.base or known.hub) if known else name
+    sizes = SIZES.get(hub)
+    return llama_shape(*sizes, **DIFFERENCES.get(hub, {})) if sizes else None
 
 
 def guanaco_lora_bytes(shape: "ModelShape") -> int:

@@ -21,9 +21,13 @@ from dbgpt_guanaco.adapters.machine import (
     find_device,
     gpu_bytes,
 )
-from dbgpt_guanaco.adapters.memory import MemoryPlan, plan_memory
+from dbgpt_guanaco.adapters.memory import MemoryPlan, lora_bytes_of, plan_memory
 from dbgpt_guanaco.adapters.progress_bars import counting_tensors
-from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
+from dbgpt_guanaco.adapters.quantization import (
+    compute_dtype,
+    quantization_config,
+    stored_quantization,
+)
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import ModelSource
 from dbgpt_guanaco.adapters.shapes import ModelShape, read_config, shape_of
@@ -174,7 +178,12 @@ def plan_loading(source: ModelSource, config: Any, settings: ModelSettings) -> L
         dtype,
         quantization,
         _context_tokens(shape, settings),
-        plan_memory(shape, quantization, on_cuda=device.type == "cuda", lora=source.lora_path),
+        plan_memory(
+            shape,
+            quantization,
+            on_cuda=device.type == "cuda",
+            lora_bytes=lora_bytes_of(source.lora_path),
+        ),
         available_bytes(device, settings),
     )
 
@@ -186,29 +195,16 @@ def _quantization(
     dtype: torch.dtype,
 ) -> Quantization:
     """Return what will be in memory; a checkpoint that is quantized stays as it is."""
-    stored = getattr(config, "quantization_config", None)
-    if stored is None:
+    kind = stored_quantization(config, source.model_path)
+    if kind is None:
         return settings.quantization
-    if not isinstance(stored, dict):
-        raise ModelLoadError(f"{source.model_path}/config.json: quantization_config is no object")
-    if stored.get("quant_method") != "bitsandbytes":
-        raise ModelLoadError(
-            f"{source.model_path} is quantized with {stored.get('quant_method')}; only "
-            "bitsandbytes checkpoints and plain 16-bit ones can be served"
-        )
-    kind: Quantization = "nf4" if stored.get("load_in_4bit") else "int8"
-    if kind == "nf4" and stored.get("bnb_4bit_quant_type") != "nf4":
-        raise ModelLoadError(
-            f"{source.model_path} is stored as {stored.get('bnb_4bit_quant_type')}; of 4-bit "
-            "checkpoints only nf4 can be served"
-        )
     if settings.is_quantization_given and settings.quantization != kind:
         raise ConfigurationError(
             f"{source.model_path} is stored as {kind}, but {settings.quantization} was asked for; "
             "drop that setting or name the 16-bit model"
         )
     # The checkpoint may carry bitsandbytes' default, float32, for which no fast kernel exists.
-    stored["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+    config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
     logger.info("%s is already quantized: %s is loaded as it is", source.name, kind)
     return kind
 

@@ -77,7 +77,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    shape: ModelShape, quantization: Quantization, *, on_cuda: bool, lora: Path | None = None
+    shape: ModelShape, quantization: Quantization, *, on_cuda: bool, lora_bytes: int = 0
 ) -> MemoryPlan:
     """Predict what a model takes once loaded.
 
@@ -85,14 +85,11 @@ def plan_memory(
         shape: Of the whole model; see ``read_shape``.
         quantization: How linear weights will be stored, or already are.
         on_cuda: Whether a GPU's working room is to be counted.
-        lora: Folder of a LoRA to be laid on it, kept in 16 bits.
-
-    Raises:
-        ModelLoadError: A header of the LoRA is damaged.
+        lora_bytes: Of a LoRA that is to be laid on it; see ``lora_bytes_of``.
     """
     weights = weight_bytes(shape, quantization, is_packed=not on_cuda and _is_packing_cpu())
     return MemoryPlan(
-        weight_bytes=weights + (lora_bytes(lora) if lora else 0),
+        weight_bytes=weights + lora_bytes,
         kv_bytes_per_token=shape.kv_bytes_per_token,
         overhead_bytes=working_room(on_cuda=on_cuda),
     )
@@ -169,8 +166,14 @@ def cache_tokens(
     return max(0, allowed // kv_bytes_per_token)
 
 
-def lora_bytes(folder: Path) -> int:
-    """Return what a LoRA takes in 16 bits; of a pickle only the size is known."""
+def lora_bytes_of(folder: Path | None) -> int:
+    """Return what a LoRA takes in 16 bits; of a pickle only the size is known.
+
+    Raises:
+        ModelLoadError: A header is damaged.
+    """
+    if folder is None:
+        return 0
     weights = folder / "adapter_model.safetensors"
     if weights.is_file():
         return sum(2 * math.prod(shape) for _, shape, _ in tensor_headers([weights]))

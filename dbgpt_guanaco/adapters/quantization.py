@@ -1,8 +1,12 @@
 """How weights are stored: settings → BitsAndBytesConfig."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from transformers import BitsAndBytesConfig
 
+from dbgpt_guanaco.errors import ModelLoadError
 from dbgpt_guanaco.settings import Quantization
 
 
@@ -34,3 +38,32 @@ def quantization_config(kind: Quantization, dtype: torch.dtype) -> BitsAndBytesC
             bnb_4bit_compute_dtype=dtype,
         )
     return BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else None
+
+
+def stored_quantization(config: Any, folder: Path) -> Quantization | None:  # noqa: ANN401
+    """Return how a checkpoint is quantized already; None if it is not.
+
+    Args:
+        config: Of transformers.
+        folder: Where it comes from, for messages.
+
+    Raises:
+        ModelLoadError: In a way that cannot be served.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    if not isinstance(stored, dict):
+        raise ModelLoadError(f"{folder}/config.json: quantization_config is no object")
+    if stored.get("quant_method") != "bitsandbytes":
+        raise ModelLoadError(
+            f"{folder} is quantized with {stored.get('quant_method')}; only bitsandbytes "
+            "checkpoints and plain 16-bit ones can be served"
+        )
+    kind: Quantization = "nf4" if stored.get("load_in_4bit") else "int8"
+    if kind == "nf4" and stored.get("bnb_4bit_quant_type") != "nf4":
+        raise ModelLoadError(
+            f"{folder} is stored as {stored.get('bnb_4bit_quant_type')}; of 4-bit checkpoints "
+            "only nf4 can be served"
+        )
+    return kind

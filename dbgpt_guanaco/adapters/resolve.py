@@ -164,7 +164,7 @@ def find_folder(
     hub = known.get(name, name)
     if not is_hub_name(hub):
         raise no_such_name(name, [*looked_in, f"known names: {', '.join(known)}"], known)
-    if cached := _find_cached(hub):
+    if cached := find_cached(hub):
         logger.info("%s: found in the hub's cache, %s", name, cached)
         return cached
     looked_in.append(f"hub cache {constants.HF_HUB_CACHE}, as {hub}")
@@ -173,7 +173,8 @@ def find_folder(
     return _fetch(name, hub, looked_in, models_dir, tell)
 
 
-def _find_cached(hub: str) -> Path | None:
+def find_cached(hub: str) -> Path | None:
+    """Return the folder of a model, or of a LoRA, that lies whole in the hub's own cache."""
     try:
         cached = Path(snapshot_download(hub, local_files_only=True, allow_patterns=LORA_FILES))
     except LocalEntryNotFoundError:

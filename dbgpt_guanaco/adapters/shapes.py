@@ -98,17 +98,17 @@ def read_config(folder: Path, *, trusts_code: bool = False) -> Any:  # noqa: ANN
     return config
 
 
-def llama_shape(hidden: int, intermediate: int, layers: int, heads: int) -> ModelShape:
-    """Return the shape of a first LLaMA."""
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        vocab_size=32_000,
-        max_position_embeddings=2048,
-    )
-    return shape_of(config)
+def llama_shape(hidden: int, intermediate: int, layers: int, heads: int, **more: Any) -> ModelShape:  # noqa: ANN401
+    """Return the shape of a first LLaMA, or of one that differs from it in ``more``."""
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 2048,
+    }
+    return shape_of(LlamaConfig(**sizes | more))
 
 
 def shape_of(config: Any, *, trusts_code: bool = False) -> ModelShape:  # noqa: ANN401

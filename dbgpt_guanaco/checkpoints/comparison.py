@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dbgpt_guanaco.adapters.memory import free_memory_bytes, plan_memory
+from dbgpt_guanaco.adapters.memory import free_memory_bytes, lora_bytes_of, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.shapes import read_shape
 from dbgpt_guanaco.checkpoints.merging import CARD, Base
@@ -128,7 +128,7 @@ def _refuse_too_large(contender: Contender, tokens: int) -> None:
         read_shape(contender.folder),
         contender.quantization,
         on_cuda=contender.device.type == "cuda",
-        lora=contender.lora,
+        lora_bytes=lora_bytes_of(contender.lora),
     )
     plan.check(tokens, _available_bytes(contender.device), str(contender.device))
 

@@ -9,6 +9,7 @@ from dbgpt_guanaco.cli.doctor import doctor
 from dbgpt_guanaco.cli.download import download
 from dbgpt_guanaco.cli.merge import merge
 from dbgpt_guanaco.cli.models import models
+from dbgpt_guanaco.cli.plan import plan
 from dbgpt_guanaco.cli.quantize import quantize
 from dbgpt_guanaco.cli.serve import serve
 
@@ -26,5 +27,5 @@ def before() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-for _command in (serve, doctor, convert, download, models, merge, quantize):
+for _command in (serve, plan, doctor, convert, download, models, merge, quantize):
     app.command()(_command)

@@ -13,6 +13,7 @@ from dbgpt_guanaco.adapters.memory import (
     GIB,
     MemoryPlan,
     free_memory_bytes,
+    lora_bytes_of,
     plan_memory,
 )
 from dbgpt_guanaco.adapters.resolve import ModelSource
@@ -71,7 +72,7 @@ def test_a_lora_is_counted_in_sixteen_bits(wide_model: Path, tmp_path: Path) -> 
     pickled = make_lora(tmp_path / "pickled", weights, kind="bin")
 
     def weight_bytes(lora: Path | None) -> int:
-        return plan_memory(shape, "nf4", on_cuda=False, lora=lora).weight_bytes
+        return plan_memory(shape, "nf4", on_cuda=False, lora_bytes=lora_bytes_of(lora)).weight_bytes
 
     added = weight_bytes(safe) - weight_bytes(None)
     assert added == sum(2 * tensor.numel() for tensor in weights.values())

@@ -155,7 +155,8 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
     ),
     "the hub": (
         imports("huggingface_hub"),
-        frozenset({"adapters/resolve.py", "adapters/download.py", "adapters/progress_bars.py",
+        frozenset({"adapters/resolve.py", "adapters/hub_headers.py", "adapters/download.py",
+                   "adapters/progress_bars.py",
                    "doctor/model.py", "doctor/disk.py"}),
     ),
     "sockets": (
