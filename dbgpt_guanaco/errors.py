@@ -10,6 +10,9 @@
     ├── ModelLoadError            found, but it cannot be loaded as asked
     │   └── OutOfMemoryError      it does not fit, said before loading or when a step failed
     ├── OutputError               a folder cannot be written: it exists, the disk is full
+    ├── DataError                 training data cannot be read, or there is nothing to learn in it
+    ├── TrainingError             training went wrong, or what it saved is not what it learned
+    ├── TrainingStopped           somebody ended a training, which can be gone on with
     ├── EngineBusyError           every slot and every queue place is taken
     ├── EngineStartingError       the engine is still being loaded
     ├── EngineStoppedError        the engine is shutting down
@@ -68,6 +71,22 @@ class OutOfMemoryError(ModelLoadError):
 
 class OutputError(GuanacoError):
     """What a command makes cannot be written: it is there already, or the disk is full."""
+
+
+class DataError(GuanacoError):
+    """Training data cannot be read as conversations, or nothing can be learned from it."""
+
+
+class TrainingError(GuanacoError):
+    """Training went wrong, or what it saved is not what it learned."""
+
+
+class TrainingStopped(GuanacoError):  # noqa: N818 - nothing went wrong
+    """Somebody ended a training; its state is saved."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.step = step
+        super().__init__(f"stopped after step {step} of {steps}; the state is saved")
 
 
 class EngineBusyError(GuanacoError):

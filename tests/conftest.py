@@ -58,10 +58,11 @@ def llama_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @contextlib.contextmanager
-def started_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def started_server(folder: Path, **settings: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Run ``python -m dbgpt_guanaco.server`` in a folder; yield its address and its process.
 
-    In the end it is told to stop, and its log is searched for what must not be there.
+    ``settings`` go into its environment; without them it serves the demo model. In the end it
+    is told to stop, and its log is searched for what must not be there.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -76,6 +77,7 @@ def started_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]
         "HF_HUB_OFFLINE": "1",
     }
     environment.pop("LLM_MODEL", None)
+    environment |= settings
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "dbgpt_guanaco.server"],

@@ -27,7 +27,7 @@ def test_help_shows_the_commands() -> None:
     assert "Serve a private, 4-bit language model to DB-GPT." in out
 
 
-@pytest.mark.parametrize("command", ["serve", "convert"])
+@pytest.mark.parametrize("command", ["serve", "convert", "finetune"])
 def test_help_of_a_command_shows_an_example(command: str) -> None:
     code, out, _ = run(command, "--help")
 

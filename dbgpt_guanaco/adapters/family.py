@@ -8,6 +8,7 @@ import transformers
 from transformers import AutoTokenizer, GenerationConfig
 
 from dbgpt_guanaco.adapters.base import BaseLLMAdapter
+from dbgpt_guanaco.adapters.cards import recorded_family
 from dbgpt_guanaco.adapters.foreign_code import check_code
 from dbgpt_guanaco.adapters.registry import AdapterRegistry
 from dbgpt_guanaco.adapters.resolve import ModelSource
@@ -86,6 +87,10 @@ def _find_adapter(
                 f"GUANACO_ADAPTER={settings.adapter} is no family; known: "
                 f"{', '.join(registry.names)}"
             ) from None
+    recorded = recorded_family(source.lora_path, source.model_path)
+    if recorded:
+        logger.info("family %s: as its card says", recorded)
+        return adapter_of(recorded, registry)
     for name in source.family_names:
         try:
             adapter = registry.find(name)
@@ -94,6 +99,23 @@ def _find_adapter(
         logger.info("family %s: found in the name %s", adapter.name, name)
         return adapter
     return None
+
+
+def adapter_of(family: str, registry: AdapterRegistry) -> BaseLLMAdapter | None:
+    """Return the adapter of a family that a card names; none for a model's own template.
+
+    Raises:
+        ConfigurationError: There is no such family here.
+    """
+    if family == OWN_TEMPLATE:
+        return None
+    try:
+        return registry.get(family)
+    except UnknownModelError:
+        raise ConfigurationError(
+            f"the model was made for the family {family}, which is not installed; known: "
+            f"{', '.join(registry.names)}. Install it, or name another with GUANACO_ADAPTER"
+        ) from None
 
 
 def _load_tokenizer(

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from dbgpt_guanaco.adapters.cards import refuse_lost_lora, refuse_other_base
 from dbgpt_guanaco.adapters.cpu_linear import flatten_inputs
 from dbgpt_guanaco.adapters.family import find_family
 from dbgpt_guanaco.adapters.folder import weight_files
@@ -57,6 +58,7 @@ class LoadedModel:
         stop_token_ids: Ids that end an answer.
         kv_tokens: Tokens whose keys and values fit beside the weights.
         lora: What is laid on it for every request that names no other LoRA.
+        model_path: Folder that it was loaded from.
     """
 
     card: ModelCard
@@ -67,6 +69,7 @@ class LoadedModel:
     stop_token_ids: frozenset[int]
     kv_tokens: int
     lora: Lora | None = None
+    model_path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,8 @@ def load_model(
         UnknownModelError: No family matches and the tokenizer ships no template.
     """
     config = read_config(source.model_path, trusts_code=settings.trust_remote_code)
+    if source.lora_path:
+        refuse_other_base(source.lora_path, source.model_path)
     family = find_family(source, config, settings, registry)
     plan = plan_loading(source, config, settings)
     plan.check()
@@ -153,6 +158,7 @@ def load_model(
         stop_token_ids=family.stop_token_ids,
         kv_tokens=max(plan.context_tokens, plan.memory.kv_tokens(plan.available_bytes)),
         lora=lora,
+        model_path=source.model_path,
     )
 
 
@@ -171,6 +177,7 @@ def plan_loading(source: ModelSource, config: Any, settings: ModelSettings) -> L
     device = find_device(settings)
     dtype = compute_dtype(settings.compute_dtype, device)
     quantization = _quantization(config, settings, source, dtype)
+    refuse_lost_lora(source.model_path, quantization)
     shape = shape_of(config, trusts_code=settings.trust_remote_code)
     tensor_headers(weight_files(source.model_path))  # a file that was cut short is found here
     return LoadPlan(

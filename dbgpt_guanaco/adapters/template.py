@@ -1,4 +1,4 @@
-"""How a family writes a conversation: messages → prompt.
+"""How a family writes a conversation: messages → prompt, and for training the whole of it.
 
 The server renders through this module, so it knows neither torch nor transformers.
 """
@@ -25,6 +25,23 @@ class RenderedPrompt:
     add_special_tokens: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """A whole conversation, as a model reads it that is trained on it.
+
+    Attributes:
+        add_special_tokens: See ``RenderedPrompt``.
+        ends: For each answer, where in ``text`` ends what the model shall learn to write: the
+            answer, and what follows it if the model itself has to write that to end it. Where
+            that begins is told by the prompt which ``render`` makes of what stands before. None
+            where the text does not go on from that prompt, as when thoughts are left out later.
+    """
+
+    text: str
+    add_special_tokens: bool
+    ends: tuple[int | None, ...]
+
+
 class PromptTemplate(Protocol):
     """A family's conversation format."""
 
@@ -38,6 +55,14 @@ class PromptTemplate(Protocol):
 
         Raises:
             InvalidRequestError: There is no message, or the family cannot write them.
+        """
+        ...
+
+    def transcribe(self, messages: Sequence[ChatMessage]) -> Transcript:
+        """Write a conversation that ends with an answer.
+
+        Raises:
+            InvalidRequestError: It does not, or the family cannot write it.
         """
         ...
 
@@ -73,6 +98,20 @@ class TurnTemplate:
                 parts.append(f"{self.assistant} {message.content}{self.assistant_end}")
         return RenderedPrompt("".join(parts) + self.assistant, add_special_tokens=True)
 
+    def transcribe(self, messages: Sequence[ChatMessage]) -> Transcript:
+        """Write the turns; an answer that only a stop string ends has it written after it.
+
+        After the last answer stands no blank: there the model's eos follows.
+        """
+        text, ends = "", []
+        for number in answers_of(messages):
+            is_last = number == len(messages) - 1
+            ending = self.assistant_end + (self.user if self.stop else "")
+            text = self.render(messages[:number]).text + f" {messages[number].content}"
+            text += self.assistant_end.rstrip() if is_last else ending
+            ends.append(len(text))
+        return Transcript(text, True, tuple(ends))
+
 
 @dataclass(frozen=True, slots=True)
 class Llama2Template:
@@ -101,6 +140,15 @@ class Llama2Template:
                 text += f" {message.content.strip()} </s>"
         return RenderedPrompt(text, add_special_tokens=True)
 
+    def transcribe(self, messages: Sequence[ChatMessage]) -> Transcript:
+        """Write the pairs; eos stands after each answer."""
+        text, ends = "", []
+        for number in answers_of(messages):
+            answer = messages[number].content.strip()
+            text = f"{self.render(messages[:number]).text} {answer} </s>"
+            ends.append(len(text))
+        return Transcript(text, True, tuple(ends))
+
 
 class OwnTemplate:
     """The chat template that a model's tokenizer ships.
@@ -117,6 +165,21 @@ class OwnTemplate:
 
     def render(self, messages: Sequence[ChatMessage]) -> RenderedPrompt:
         """Render in transformers' sandbox."""
+        return RenderedPrompt(self._written(messages, opens_answer=True), add_special_tokens=False)
+
+    def transcribe(self, messages: Sequence[ChatMessage]) -> Transcript:
+        """Render without an open answer, and look whether each answer goes on from its prompt."""
+        answers = answers_of(messages)
+        text = self._written(messages, opens_answer=False)
+        ends = []
+        for number in answers:
+            so_far = self._written(messages[: number + 1], opens_answer=False)
+            prompt = self._written(messages[:number], opens_answer=True)
+            goes_on = text.startswith(so_far) and so_far.startswith(prompt)
+            ends.append(len(so_far) if goes_on else None)
+        return Transcript(text, False, tuple(ends))
+
+    def _written(self, messages: Sequence[ChatMessage], *, opens_answer: bool) -> str:
         system, turns = split_system(messages)
         joined = merge_neighbours(turns)
         attempts = [list(messages)]
@@ -129,11 +192,11 @@ class OwnTemplate:
         for attempt in attempts:
             written = [{"role": m.role, "content": m.content} for m in attempt]
             try:
-                text = self._apply(written, tokenize=False, add_generation_prompt=True)
+                text = self._apply(written, tokenize=False, add_generation_prompt=opens_answer)
             except Exception as error:
                 problem = problem or str(error)
             else:
-                return RenderedPrompt(str(text), add_special_tokens=False)
+                return str(text)
         raise InvalidRequestError("messages", f"the model's chat template refused them: {problem}")
 
 
@@ -147,6 +210,18 @@ def split_system(messages: Sequence[ChatMessage]) -> tuple[str, list[ChatMessage
     if not turns:
         raise InvalidRequestError("messages", "must hold at least one message of the user")
     return "\n\n".join(m.content for m in messages if m.role == "system" and m.content), turns
+
+
+def answers_of(messages: Sequence[ChatMessage]) -> list[int]:
+    """Return where answers stand in a conversation that ends with one.
+
+    Raises:
+        InvalidRequestError: It does not end with an answer.
+    """
+    found = [number for number, message in enumerate(messages) if message.role == "assistant"]
+    if not found or found[-1] != len(messages) - 1:
+        raise InvalidRequestError("messages", "the last message must be an answer")
+    return found
 
 
 def merge_neighbours(turns: Sequence[ChatMessage]) -> list[ChatMessage]:

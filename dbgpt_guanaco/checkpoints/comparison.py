@@ -11,10 +11,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dbgpt_guanaco.adapters.cards import MERGE
 from dbgpt_guanaco.adapters.memory import free_memory_bytes, lora_bytes_of, plan_memory
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.shapes import read_shape
-from dbgpt_guanaco.checkpoints.merging import CARD, Base
+from dbgpt_guanaco.checkpoints.merging import Base
 from dbgpt_guanaco.errors import ModelLoadError, OutOfMemoryError
 from dbgpt_guanaco.settings import Quantization
 
@@ -57,10 +58,10 @@ def report_on(
         report = compare(unmerged, merged, text)
     except (OutOfMemoryError, ModelLoadError) as error:  # the merge itself stands
         report = {"refused": str(error)}
-    card: dict[str, Any] = json.loads((out / CARD).read_text()) | {"report": report}
-    scratch = (out / CARD).with_suffix(".new")
+    card: dict[str, Any] = json.loads((out / MERGE).read_text()) | {"report": report}
+    scratch = (out / MERGE).with_suffix(".new")
     scratch.write_text(json.dumps(card, indent=2))
-    scratch.replace(out / CARD)
+    scratch.replace(out / MERGE)
     return card
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from dbgpt_guanaco.adapters.cards import MERGE, recorded_family, refuse_other_base
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.checkpoints.codes import through_nf4
 from dbgpt_guanaco.checkpoints.companions import copy_companions, library_versions, tokenizer_folder
@@ -15,8 +16,6 @@ from dbgpt_guanaco.checkpoints.lora_weights import Delta, LoraWeights, open_lora
 from dbgpt_guanaco.checkpoints.source import SourceModel, content_hash, open_source
 from dbgpt_guanaco.checkpoints.writing import Advance, write_model
 from dbgpt_guanaco.errors import ModelLoadError
-
-CARD = "merge.json"
 
 Base = Literal["fp16", "dequantized"]
 
@@ -58,6 +57,7 @@ class Merging:
             "lora_config": dict(lora.config),
             "base_weights": base,
             "device": device.type,
+            "family": recorded_family(lora_folder, source.folder),
             "versions": library_versions(),
             "tensors": {"merged": len(lora.deltas), "replaced": len(lora.replaced)},
         }
@@ -81,7 +81,7 @@ class Merging:
         """See ``Recipe``."""
         config = self.source.config
         copy_companions(self.source.folder, self._tokenizer, folder, config.get("model_type", ""))
-        (folder / CARD).write_text(json.dumps(dict(self.job), indent=2))
+        (folder / MERGE).write_text(json.dumps(dict(self.job), indent=2))
         (folder / "config.json").write_text(json.dumps(config, indent=2))
 
     def _base_weight(self, name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -106,6 +106,7 @@ def open_merge(base: Path, lora: Path, weights: Base, device: torch.device) -> M
         ModelLoadError: It does not, or one of them is damaged.
     """
     source = open_source(base)
+    refuse_other_base(lora, base)
     return Merging(source, open_lora(lora, source), lora, weights, device)
 
 

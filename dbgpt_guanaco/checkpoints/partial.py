@@ -15,15 +15,19 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from safetensors import SafetensorError
 
 from dbgpt_guanaco.checkpoints.shards import file_hash
 from dbgpt_guanaco.errors import OutputError
 
 logger = logging.getLogger(__name__)
+
+JOURNAL = "journal.json"
 
 
 class PartialModel:
@@ -35,19 +39,19 @@ class PartialModel:
     """
 
     def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
-        self.out, self._root = out, partial_folder(out)
-        self.folder = self._root / "model"
-        self._journal = self._root / "journal.json"
+        self.out, self.root = out, partial_folder(out)
+        self.folder = self.root / "model"
+        self._journal = self.root / JOURNAL
         self._job = dict(job)
         self._done: dict[str, dict[str, Any]] = {}
 
     def prepare(self) -> None:
         """Make the folder, or take up what an earlier run of the same job has left in it."""
-        known = self._read_journal()
+        known = read_journal(self.root)
         if known.get("job") == self._job:
             self._done = known["done"]
         elif self.folder.exists():
-            logger.info("%s is of another job and begins anew", self._root)
+            logger.info("%s is of another job and begins anew", self.root)
             shutil.rmtree(self.folder)
         self.folder.mkdir(exist_ok=True)
         self._write_journal()
@@ -68,33 +72,47 @@ class PartialModel:
     def publish(self) -> None:
         """Make the model appear, whole."""
         for path in self.folder.iterdir():
-            _sync(path)
-        _sync(self.folder)
+            sync(path)
+        sync(self.folder)
         if self.out.exists():  # a rename would replace an empty folder
             raise OutputError(f"{self.out} has appeared in the meantime; name another folder")
         self.folder.rename(self.out)
-        shutil.rmtree(self._root)
-        _sync(self.out.parent)
-
-    def _read_journal(self) -> dict[str, Any]:
-        try:
-            journal = json.loads(self._journal.read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return journal if isinstance(journal, dict) else {}
+        shutil.rmtree(self.root)
+        sync(self.out.parent)
 
     def _write_journal(self) -> None:
         scratch = self._journal.with_suffix(".new")
         scratch.write_text(json.dumps({"job": self._job, "done": self._done}, indent=1))
-        _sync(scratch)
+        sync(scratch)
         scratch.replace(self._journal)
 
 
+def read_journal(root: Path) -> dict[str, Any]:
+    """Return what an earlier run has written down; nothing, if there was none."""
+    try:
+        journal = json.loads((root / JOURNAL).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return journal if isinstance(journal, dict) else {}
+
+
+def _nothing(_: Path) -> bool:
+    return False
+
+
 @contextmanager
-def partial_model(out: Path, job: Mapping[str, Any]) -> Iterator[PartialModel]:
+def partial_model(
+    out: Path, job: Mapping[str, Any], *, is_worth_keeping: Callable[[Path], bool] = _nothing
+) -> Iterator[PartialModel]:
     """Yield a folder to write into, and turn what the disk refuses into one clear error.
 
     After a signal the folder stays, for the next run to go on. After an error it is removed.
+
+    Args:
+        out: Where the model will be.
+        job: See ``PartialModel``.
+        is_worth_keeping: Asked after an error, with the folder beside the result: what is in
+            it took so long that it stays.
 
     Raises:
         OutputError: The disk is full, writing is not permitted, or another process writes there.
@@ -111,13 +129,15 @@ def partial_model(out: Path, job: Mapping[str, Any]) -> Iterator[PartialModel]:
                 partial.prepare()
                 yield partial
             except Exception:  # but not at Ctrl-C, after which the next run goes on
-                shutil.rmtree(root, ignore_errors=True)
-                _remove_empty(made)
+                if not is_worth_keeping(root):
+                    shutil.rmtree(root, ignore_errors=True)
+                    _remove_empty(made)
                 raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         _remove_empty([root, *made])
-        reason = error.strerror or str(error)
-        raise OutputError(f"{out} cannot be written: {reason}; nothing was left behind") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        left = "the part that is done stays" if root.exists() else "nothing was left behind"
+        raise OutputError(f"{out} cannot be written: {reason}; {left}") from error
 
 
 def refuse_existing(out: Path) -> None:
@@ -129,7 +149,7 @@ def refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():
         raise OutputError(f"{out} exists already; name another folder, or remove it")
     root = partial_folder(out)
-    ours = {"lock", "journal.json"}
+    ours = {"lock", JOURNAL}
     if root.exists() and (found := {p.name for p in root.iterdir()}) and not found & ours:
         raise OutputError(f"{root} is in the way and was not made by this command; remove it")
 
@@ -158,7 +178,8 @@ def _remove_empty(folders: list[Path]) -> None:
             continue
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from dbgpt_guanaco.adapters.cards import QUANTIZE, SOURCE_KEY, recorded_family, refuse_lost_lora
+from dbgpt_guanaco.adapters.fingerprint import fingerprint
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.checkpoints.codes import packed
 from dbgpt_guanaco.checkpoints.companions import copy_companions, library_versions, tokenizer_folder
@@ -14,8 +16,6 @@ from dbgpt_guanaco.checkpoints.layout import quantized_weights
 from dbgpt_guanaco.checkpoints.source import SourceModel, content_hash
 from dbgpt_guanaco.checkpoints.writing import Advance, write_model
 from dbgpt_guanaco.settings import Quantization
-
-CARD = "quantize.json"
 
 
 class Quantizing:
@@ -33,6 +33,7 @@ class Quantizing:
     """
 
     def __init__(self, source: SourceModel, kind: Quantization, device: torch.device) -> None:
+        refuse_lost_lora(source.folder, kind)
         self._source, self._kind, self._device = source, kind, device
         self._dtype = compute_dtype("auto", device)
         wanted = quantization_config(kind, self._dtype)
@@ -45,6 +46,8 @@ class Quantizing:
             "command": "quantize",
             "source": source.folder.name,
             "source_sha256": content_hash([*source.files, source.folder / "config.json"]),
+            SOURCE_KEY: fingerprint(source.files),
+            "family": recorded_family(source.folder),
             "to": kind,
             "compute_dtype": str(self._dtype).removeprefix("torch."),
             "device": device.type,
@@ -65,7 +68,7 @@ class Quantizing:
         config = dict(self._source.config)
         copy_companions(self._source.folder, self._tokenizer, folder, config.get("model_type", ""))
         card = {**self.job, "quantized_tensors": len(self._quantized)}
-        (folder / CARD).write_text(json.dumps(card, indent=2))
+        (folder / QUANTIZE).write_text(json.dumps(card, indent=2))
         config.pop("torch_dtype", None)
         config |= {"dtype": self.job["compute_dtype"], "quantization_config": self._stored_config}
         (folder / "config.json").write_text(json.dumps(config, indent=2))

@@ -7,6 +7,7 @@ import typer
 from dbgpt_guanaco.cli.convert import convert
 from dbgpt_guanaco.cli.doctor import doctor
 from dbgpt_guanaco.cli.download import download
+from dbgpt_guanaco.cli.finetune import finetune
 from dbgpt_guanaco.cli.merge import merge
 from dbgpt_guanaco.cli.models import models
 from dbgpt_guanaco.cli.plan import plan
@@ -27,5 +28,7 @@ def before() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-for _command in (serve, plan, doctor, convert, download, models, merge, quantize):
+for _command in (
+    serve, plan, doctor, convert, download, models, finetune, merge, quantize,
+):  # fmt: skip
     app.command()(_command)

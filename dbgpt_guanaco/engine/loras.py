@@ -11,6 +11,8 @@ import torch
 
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.base import BaseLLMAdapter
+from dbgpt_guanaco.adapters.cards import recorded_family, refuse_other_base
+from dbgpt_guanaco.adapters.family import adapter_of
 from dbgpt_guanaco.adapters.folder import is_lora
 from dbgpt_guanaco.adapters.loading import LoadedModel
 from dbgpt_guanaco.adapters.lora import Lora, read_lora
@@ -96,6 +98,8 @@ class LoraShelf:
             ModelLoadError: It cannot be read, does not fit the base, or not the memory.
         """
         self._check(name)
+        if self._loaded.model_path:
+            refuse_other_base(folder, self._loaded.model_path)
         model = self._read(name, folder)
         with self._lock:
             self._check(name)  # somebody may have been faster
@@ -127,7 +131,7 @@ class LoraShelf:
             lora = read_lora(folder, self._loaded.model, dtype)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(f"the LoRA in {folder} does not fit the memory left") from error
-        adapter = self._family(folder.name)
+        adapter = self._family(folder)
         return LoraModel(
             name=name,
             folder=folder.name,
@@ -137,10 +141,12 @@ class LoraShelf:
             | (frozenset(adapter.stop_token_ids) if adapter else frozenset()),
         )
 
-    def _family(self, name: str) -> BaseLLMAdapter | None:
-        """Return the family that a LoRA's own name tells; else it is its base's."""
+    def _family(self, folder: Path) -> BaseLLMAdapter | None:
+        """Return the family that a LoRA's card or its own name tells; else it is its base's."""
+        if recorded := recorded_family(folder):
+            return adapter_of(recorded, self._registry)
         try:
-            return self._registry.find(name)
+            return self._registry.find(folder.name)
         except UnknownModelError:
             return None
 

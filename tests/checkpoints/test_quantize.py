@@ -13,6 +13,7 @@ from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.loading import LoadedModel, load_model
 from dbgpt_guanaco.adapters.resolve import ModelSource
 from dbgpt_guanaco.cli import app
+from dbgpt_guanaco.errors import ModelLoadError
 from dbgpt_guanaco.settings import ModelSettings
 
 IDS = torch.tensor([[1, 5, 9, 200, 31]])
@@ -23,6 +24,21 @@ def run(*arguments: object) -> tuple[int, str, str]:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_lora_that_nf4_would_round_away_is_not_quantized(plain: Path, tmp_path: Path) -> None:
+    lora = make_lora(tmp_path / "lora")
+    merged, out = tmp_path / "merged", tmp_path / "out"
+    run("merge", plain, lora, "--out", merged, "--base", "dequantized", "--no-report")
+
+    code, _, err = run("quantize", merged, "--out", out)
+
+    assert code == 2
+    assert "NF4 would round away what the LoRA added" in err
+    with pytest.raises(ModelLoadError, match="GUANACO_QUANTIZATION=none"):
+        load(merged)
+    assert load(merged, quantization_override="none").card.quantization == "none"
+    assert run("quantize", merged, "--out", out, "--to", "int8")[0] == 0
 
 
 def load(folder: Path, **settings: Any) -> LoadedModel:
