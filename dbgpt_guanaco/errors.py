@@ -18,6 +18,8 @@
     ├── EngineStoppedError        the engine is shutting down
     ├── GenerationFailedError     an exception inside a generation
     ├── AccessDeniedError         a key is missing or wrong
+    ├── ForeignPageError          a web page from elsewhere asks
+    ├── QuotaExceededError        a key has used what it may use
     ├── NoEmbedderError           embeddings are asked for, and no embedding model is loaded
     └── InvalidRequestError       a request that no retry will mend
         └── PromptTooLongError    the prompt leaves no room for an answer
@@ -118,6 +120,18 @@ class GenerationFailedError(GuanacoError):
 
 class AccessDeniedError(GuanacoError):
     """A key is missing or wrong; the text says which is wanted."""
+
+
+class ForeignPageError(GuanacoError):
+    """A web page that is not this server's sends a request, from the browser of somebody here."""
+
+
+class QuotaExceededError(GuanacoError):
+    """A key has used what it may use, for now; ``retry_after_s`` says for how long."""
+
+    def __init__(self, problem: str, retry_after_s: int) -> None:
+        super().__init__(problem)
+        self.retry_after_s = retry_after_s
 
 
 class NoEmbedderError(GuanacoError):
