@@ -224,7 +224,7 @@ async def test_callers_of_different_keys_share_no_cached_prompts() -> None:
                 headers=headers,
             )
 
-    salts = [request.cache_salt for request in app.state.engine.requests]
+    salts = [request.cache_salt for request in app.state.life.engine.requests]
     nobody, somebody, again, admin = salts[:2], salts[2:5], salts[5:8], salts[8:]
     assert nobody == ["", ""]
     assert len(set(somebody)) == len(set(admin)) == 1

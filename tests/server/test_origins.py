@@ -54,7 +54,7 @@ async def test_a_post_from_a_foreign_page_does_not_reach_the_model(
     response = await client.post(path, content='{"prompt": "Hello"}', headers=headers)
 
     assert response.status_code == status
-    assert len(client._transport.app.state.engine.requests) == (status == 200)
+    assert len(client._transport.app.state.life.engine.requests) == (status == 200)
 
 
 async def test_a_key_does_not_make_a_foreign_page_ours() -> None:
