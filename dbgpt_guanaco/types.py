@@ -18,6 +18,7 @@ StructureKind = Literal["json_object", "json_schema", "regex", "choice", "gramma
 
 MAX_STOP_STRINGS = 32
 MAX_STOP_CHARACTERS = 256
+MAX_STOP_TOKEN_IDS = 64
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_SEED = 2**63 - 1
@@ -127,8 +128,9 @@ class SamplingParams:
         )
         check(
             "stop_token_ids",
-            len(self.stop_token_ids) <= 64 and all(0 <= i < 2**31 for i in self.stop_token_ids),
-            "at most 64 token ids, each 0 or more",
+            len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS
+            and all(0 <= i < 2**31 for i in self.stop_token_ids),
+            f"at most {MAX_STOP_TOKEN_IDS} token ids, each 0 or more",
         )
         check(
             "top_logprobs",

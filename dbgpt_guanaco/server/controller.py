@@ -22,7 +22,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from dbgpt_guanaco.server.addresses import IPAddress, as_url_host, literal_address, own_address
+from dbgpt_guanaco.server.bodies import JsonRoute
 from dbgpt_guanaco.server.dependencies import ClusterDep, LifeDep
+from dbgpt_guanaco.server.fields import Host, Name, Port
 from dbgpt_guanaco.server.instances import (
     MAX_INSTANCES,
     Instance,
@@ -35,7 +37,7 @@ from dbgpt_guanaco.settings import ClusterSettings
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter(tags=["DB-GPT controller"])
+router = APIRouter(tags=["DB-GPT controller"], route_class=JsonRoute)
 
 # One caller's refusals are logged once in this time, and so many callers' in all.
 SAME_REFUSAL_S = 600.0
@@ -51,11 +53,11 @@ class InstanceBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    model_name: str = Field(max_length=1000)
-    host: str = Field(max_length=64)
-    port: int
+    model_name: Name
+    host: Host
+    port: Port
     weight: float | None = Field(None, ge=0, le=1000, allow_inf_nan=False)
-    prompt_template: str | None = Field(None, max_length=1000)
+    prompt_template: Name | None = None
 
 
 class RefusalLog:
@@ -148,7 +150,7 @@ async def listed(
     life: LifeDep,
     cluster: ClusterDep,
     table: TableDep,
-    model_name: str = "",
+    model_name: Name = "",
     healthy_only: Flag = False,
 ) -> list[dict[str, Any]]:
     """Return this server's instances and those that have registered."""
@@ -204,9 +206,9 @@ async def deregister(
     caller: CallerDep,
     cluster: ClusterDep,
     table: TableDep,
-    model_name: str,
-    host: str,
-    port: int,
+    model_name: Name,
+    host: Host,
+    port: Port,
     remove_from_registry: Flag = False,
 ) -> bool:
     """Send no more chats to a worker. What was never registered is as good as gone."""

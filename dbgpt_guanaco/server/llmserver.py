@@ -4,6 +4,7 @@ A stream is JSON objects, each ended by a NUL byte, each with the whole text so 
 a client cannot read is not sent: errors, too, come as frames it shows to its user.
 """
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
@@ -11,16 +12,15 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from sse_starlette import ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dbgpt_guanaco.engine.base import Generation
-from dbgpt_guanaco.errors import GuanacoError, InvalidRequestError, OutOfMemoryError
-from dbgpt_guanaco.server import errors, frames, served
-from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep, SettingsDep
+from dbgpt_guanaco.errors import GuanacoError, OutOfMemoryError
+from dbgpt_guanaco.server import bodies, errors, frames, served
+from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep, SaltDep, SettingsDep
 from dbgpt_guanaco.server.llmserver_requests import (
     EmbeddingRequest,
     LegacyRequest,
@@ -49,7 +49,7 @@ class LegacyRoute(APIRoute):
             try:
                 return await handler(request)
             except (GuanacoError, HTTPException) as error:
-                return _error(request, error)
+                return refusal(request, error)
 
         return handle
 
@@ -58,14 +58,16 @@ router = APIRouter(tags=["llmserver"], route_class=LegacyRoute)
 
 
 @router.post("/generate_stream")
-async def generate_stream(request: Request, engine: EngineDep, settings: SettingsDep) -> Response:
+async def generate_stream(
+    request: Request, engine: EngineDep, settings: SettingsDep, salt: SaltDep
+) -> Response:
     """Stream an answer: NUL-ended frames of whole texts, or SSE deltas for who accepts those."""
-    body = await _read(request, LegacyRequest)
+    body = await bodies.read(request, LegacyRequest)
     padding = echo_padding(body, settings.legacy_echo)
     try:
-        generation = await _submit(body, engine, settings)
+        generation = await _submit(body, engine, settings, salt)
     except GuanacoError as error:  # such a client cuts an error as it cuts an answer
-        return _error(request, error, padding)
+        return refusal(request, error, padding)
     if "text/event-stream" in request.headers.get("accept", ""):
         return EventStream(
             delta_events(generation),
@@ -77,10 +79,12 @@ async def generate_stream(request: Request, engine: EngineDep, settings: Setting
 
 
 @router.post("/generate")
-async def generate(request: Request, engine: EngineDep, settings: SettingsDep) -> Response:
+async def generate(
+    request: Request, engine: EngineDep, settings: SettingsDep, salt: SaltDep
+) -> Response:
     """Answer whole, in a body that the clients of all those versions can read."""
-    body = await _read(request, LegacyRequest)
-    generation = await _submit(body, engine, settings)
+    body = await bodies.read(request, LegacyRequest)
+    generation = await _submit(body, engine, settings, salt)
 
     async def whole() -> Response:
         text = "".join([delta.text async for delta in generation])
@@ -98,20 +102,21 @@ async def embedding(request: Request, engine: EngineDep, embedder: EmbedderDep) 
 
     The mean is what that server computed, from the language model's own table.
     """
-    body = await _read(request, EmbeddingRequest)
+    body = await bodies.read(request, EmbeddingRequest)
     if not embedder:
         return {"response": list(await engine.embed(body.prompt))}
     embeddings = await embedder.embed([body.prompt])
     return {"response": list(embeddings.vectors[0])}
 
 
-async def _submit(body: LegacyRequest, engine: EngineDep, settings: ServerSettings) -> Generation:
+async def _submit(
+    body: LegacyRequest, engine: EngineDep, settings: ServerSettings, salt: str
+) -> Generation:
     """Ask the engine. A name chooses a LoRA; any other is the loaded model, as it was there."""
     is_lora = body.model in engine.loras.names
     model = served.find(engine, body.model if is_lora else None)
-    return await engine.submit(
-        model.of(body.to_generation_request(model.template, settings, _id()))
-    )
+    request = await asyncio.to_thread(body.to_generation_request, model.template, settings, _id())
+    return await engine.submit(model.of(request, salt))
 
 
 async def text_frames(
@@ -171,7 +176,8 @@ def _superset(text: str) -> dict[str, Any]:
     return {"response": inner, "text": text, "error_code": 0}
 
 
-def _error(request: Request, error: GuanacoError | HTTPException, padding: str = "") -> Response:
+def refusal(request: Request, error: GuanacoError | HTTPException, padding: str = "") -> Response:
+    """Return an error in the form of the path that was asked."""
     if isinstance(error, GuanacoError):
         status, text, kind = errors.status_of(error), error_text(error), type(error).__name__
     else:
@@ -190,19 +196,6 @@ def _error(request: Request, error: GuanacoError | HTTPException, padding: str =
 
 def _told(text: str) -> str:
     return f"**LLMServer Generate Error, Please CheckErrorInfo.**: {text}"
-
-
-async def _read(request: Request, kind: type[Any]) -> Any:  # noqa: ANN401
-    """Read a body whatever its content type says, as that server did.
-
-    Raises:
-        InvalidRequestError: It is not JSON, or a field has a wrong type.
-    """
-    try:
-        return kind.model_validate_json(await request.body())
-    except ValidationError as error:
-        message, _ = errors.explain_validation(error.errors())
-        raise InvalidRequestError("", message) from None
 
 
 def _id() -> str:

@@ -11,6 +11,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.errors import InvalidRequestError
+from dbgpt_guanaco.server.fields import (
+    MAX_MESSAGES,
+    Count,
+    Name,
+    Seed,
+    StopStrings,
+    Text,
+    TopK,
+)
 from dbgpt_guanaco.server.rendered_prompts import ROLES, parse_prompt
 from dbgpt_guanaco.settings import LegacyEcho, ServerSettings
 from dbgpt_guanaco.types import ChatMessage, GenerationRequest, SamplingParams
@@ -33,7 +42,10 @@ class LegacyMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "human", "ai", "user", "assistant", "view"]
-    content: str
+    content: Text
+
+
+Messages = Annotated[list[LegacyMessage], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class LegacyRequest(BaseModel):
@@ -47,19 +59,19 @@ class LegacyRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
-    model: str = ""
-    prompt: str = ""
-    messages: list[LegacyMessage] | None = None
+    model: Name = ""
+    prompt: Text = ""
+    messages: Messages | None = None
     temperature: float | None = None
-    max_new_tokens: int | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_listed)] = None
+    max_new_tokens: Count | None = None
+    stop: Annotated[StopStrings | None, BeforeValidator(_listed)] = None
     echo: bool | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: TopK | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: int | None = None
+    seed: Seed | None = None
 
     @property
     def chat_messages(self) -> list[ChatMessage]:
@@ -112,7 +124,7 @@ class EmbeddingRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: Annotated[Text, Field(min_length=1)]
 
 
 def echo_padding(body: LegacyRequest, mode: LegacyEcho) -> str:

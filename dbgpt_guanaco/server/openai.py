@@ -1,5 +1,6 @@
 """The OpenAI dialect: ``/v1`` and ``/api/v1``, for any OpenAI client and today's DB-GPT."""
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from dbgpt_guanaco.engine.base import Engine, Generation
 from dbgpt_guanaco.errors import InvalidRequestError, NoEmbedderError
 from dbgpt_guanaco.server import openai_embeddings, openai_loras, served
+from dbgpt_guanaco.server.bodies import JsonRoute
 from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep, SaltDep, SettingsDep
 from dbgpt_guanaco.server.openai_answers import Answer
 from dbgpt_guanaco.server.openai_embeddings import EmbeddingsRequest
@@ -25,7 +27,7 @@ from dbgpt_guanaco.server.responses import EventStream, cancel_all, unless_clien
 from dbgpt_guanaco.settings import ServerSettings
 from dbgpt_guanaco.types import GenerationRequest
 
-router = APIRouter(tags=["openai"])
+router = APIRouter(tags=["openai"], route_class=JsonRoute)
 router.include_router(openai_loras.router)
 
 
@@ -58,7 +60,9 @@ async def create_chat_completion(
     model = served.find(engine, body.model)
     _check_count(body.choices, engine, settings)
     request_id = f"chatcmpl-{uuid.uuid4().hex}"
-    wanted = body.to_generation_requests(model.template, settings.temperature, request_id)
+    wanted = await asyncio.to_thread(
+        body.to_generation_requests, model.template, settings.temperature, request_id
+    )
     generations = await _submit_all(engine, [model.of(one, salt) for one in wanted])
     answer = Answer(
         kind="chat",
@@ -84,7 +88,7 @@ async def create_completion(
     model = served.find(engine, body.model)
     _check_count(len(body.prompts) * body.choices, engine, settings)
     request_id = f"cmpl-{uuid.uuid4().hex}"
-    wanted = body.to_generation_requests(settings.temperature, request_id)
+    wanted = await asyncio.to_thread(body.to_generation_requests, settings.temperature, request_id)
     generations = await _submit_all(engine, [model.of(one, salt) for one in wanted])
     answer = Answer(
         kind="completion",
@@ -123,7 +127,7 @@ async def tokenize(body: TokenizeRequest, engine: EngineDep) -> dict[str, Any]:
     if body.messages is None:
         text, add_special_tokens = body.prompt or "", body.add_special_tokens is not False
     else:
-        prompt = model.template.render(chat_messages(body.messages))
+        prompt = await asyncio.to_thread(model.template.render, chat_messages(body.messages))
         text, add_special_tokens = prompt.text, prompt.add_special_tokens
     token_ids = await engine.tokenize(text, add_special_tokens=add_special_tokens)
     return {

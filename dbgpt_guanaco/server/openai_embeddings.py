@@ -6,15 +6,13 @@ import struct
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from starlette.responses import Response
 
 from dbgpt_guanaco.errors import InvalidRequestError, UnknownModelError
 from dbgpt_guanaco.server import frames
+from dbgpt_guanaco.server.fields import Count, EmbeddedTexts, FewFields, Name, Note
 from dbgpt_guanaco.types import EmbeddingCard, Embeddings
-
-# As OpenAI's own, which some clients fill to the brim.
-MAX_TEXTS = 2048
 
 
 def _listed(value: object) -> object:
@@ -28,16 +26,16 @@ def _listed(value: object) -> object:
     return value
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(FewFields):
     """``POST /v1/embeddings``."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
-    model: str | None = None
-    input: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1, max_length=MAX_TEXTS)]
+    model: Name | None = None
+    input: Annotated[EmbeddedTexts, BeforeValidator(_listed), Field(min_length=1)]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
-    user: str | None = None  # the caller's own note
+    dimensions: Count | None = None
+    user: Note | None = None  # the caller's own note
 
     def check(self, card: EmbeddingCard) -> None:
         """See that the loaded model can do what is asked.

@@ -6,10 +6,26 @@ A field that is not honoured here is refused by name, or pinned to the one value
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.errors import InvalidRequestError
+from dbgpt_guanaco.server.fields import (
+    MAX_FIELDS,
+    MAX_MESSAGES,
+    Count,
+    FewFields,
+    LogitBias,
+    Name,
+    Note,
+    Seed,
+    StopStrings,
+    StopTokenIds,
+    Text,
+    TokenIds,
+    TopK,
+    TopLogprobs,
+)
 from dbgpt_guanaco.server.openai_structure import Body, StructureFields
 from dbgpt_guanaco.types import ChatMessage, GenerationRequest, Role, SamplingParams
 
@@ -22,19 +38,20 @@ ROLES: dict[str, Role] = {
     "human": "user",
     "ai": "assistant",
 }
-MAX_MESSAGES = 10_000
 MAX_CHOICES = 128  # the ceiling of the setting GUANACO_MAX_N
 # OpenAI's default for completions; chats have none.
 COMPLETION_TOKENS = 16
-
-Count = Annotated[int, Field(ge=1, le=2**31)]
+MAX_PARTS = 1000  # of one message
 
 
 class TextPart(Body):
     """A piece of a message; only text is understood."""
 
     type: Literal["text"]
-    text: str
+    text: Text
+
+
+Parts = Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 def _only_text(value: object) -> object:
@@ -45,13 +62,13 @@ def _only_text(value: object) -> object:
     return value
 
 
-class Message(BaseModel):
+class Message(FewFields):
     """One message. Fields that clients copy from an answer may stand in it if they are empty."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "human", "ai"]
-    content: Annotated[str | list[TextPart] | None, BeforeValidator(_only_text)] = None
+    content: Annotated[Text | Parts | None, BeforeValidator(_only_text)] = None
     name: None = None
 
     @model_validator(mode="after")
@@ -75,7 +92,7 @@ def _no_tools(value: object) -> object:
     return value
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 def chat_messages(messages: Sequence[Message]) -> list[ChatMessage]:
@@ -96,29 +113,29 @@ def _listed(value: object) -> object:
 class _Sampling(StructureFields):
     """Fields that chats and completions share; null means absent."""
 
-    model: str | None = None
+    model: Name | None = None
     temperature: float | None = None
     top_p: float | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: Annotated[list[str], BeforeValidator(_listed), Field(max_length=16)] | None = None
+    stop: Annotated[StopStrings, BeforeValidator(_listed), Field(max_length=16)] | None = None
     max_tokens: Count | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
+    logit_bias: LogitBias | None = None
+    seed: Seed | None = None
     # The caller's own notes and permissions; they have no effect on an answer.
-    user: str | None = None
-    metadata: dict[str, str] | None = None
+    user: Note | None = None
+    metadata: Annotated[dict[Note, Note], Field(max_length=MAX_FIELDS)] | None = None
     store: Literal[False] | None = None
     # Beyond OpenAI, named as in vLLM.
-    top_k: int | None = None
+    top_k: TopK | None = None
     min_p: float | None = None
     typical_p: float | None = None
     repetition_penalty: float | None = None
-    stop_token_ids: list[int] | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop_token_ids: StopTokenIds | None = None
+    truncate_prompt_tokens: Count | None = None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "_Sampling":
@@ -183,8 +200,8 @@ class ChatCompletionRequest(_Sampling):
     messages: Messages
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    tools: Annotated[list[Any], BeforeValidator(_no_tools)] | None = None
+    top_logprobs: TopLogprobs | None = None
+    tools: Annotated[list[Any], BeforeValidator(_no_tools), Field(max_length=0)] | None = None
     tool_choice: Literal["none"] | None = None
     parallel_tool_calls: bool | None = None  # there are no tools to call
 
@@ -221,12 +238,12 @@ class CompletionRequest(_Sampling):
     """``POST /v1/completions``."""
 
     prompt: (
-        str
-        | list[int]
-        | Annotated[list[str], Field(max_length=MAX_CHOICES)]
-        | Annotated[list[list[int]], Field(max_length=MAX_CHOICES)]
+        Text
+        | TokenIds
+        | Annotated[list[Text], Field(max_length=MAX_CHOICES, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(max_length=MAX_CHOICES, fail_fast=True)]
     )
-    logprobs: Annotated[int, Field(ge=0)] | None = None
+    logprobs: TopLogprobs | None = None
     echo: bool | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
@@ -279,8 +296,8 @@ class CompletionRequest(_Sampling):
 class TokenizeRequest(Body):
     """``POST /v1/tokenize``: a text or a conversation."""
 
-    model: str | None = None
-    prompt: str | None = None
+    model: Name | None = None
+    prompt: Text | None = None
     messages: Messages | None = None
     add_special_tokens: bool | None = None
 
@@ -296,5 +313,5 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """``POST /v1/detokenize``."""
 
-    model: str | None = None
-    tokens: Annotated[list[int], Field(max_length=1_000_000)]
+    model: Name | None = None
+    tokens: TokenIds

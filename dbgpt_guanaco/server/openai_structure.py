@@ -1,15 +1,20 @@
 """Fields of the OpenAI dialect that hold an answer to a form: OpenAI's own, and vLLM's."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from dbgpt_guanaco.errors import InvalidRequestError
+from dbgpt_guanaco.server.fields import Anything, FewFields, Note
 from dbgpt_guanaco.types import Structure, StructureKind
 
+# What is allowed is less, and said by the engine.
+StructureText = Annotated[str, Field(max_length=2**20)]
+Choices = Annotated[list[StructureText], Field(max_length=10_000, fail_fast=True)]
 
-class Body(BaseModel):
+
+class Body(FewFields):
     """A JSON object of which every field is known."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
@@ -30,9 +35,9 @@ class JsonObjectFormat(Body):
 class JsonSchema(Body):
     """A schema as OpenAI wraps it; it is always followed, ``strict`` or not."""
 
-    name: str | None = None
-    description: str | None = None
-    form: dict[str, Any] | None = Field(default=None, alias="schema")
+    name: Note | None = None
+    description: StructureText | None = None
+    form: Anything | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -46,16 +51,16 @@ class JsonSchemaFormat(Body):
 ResponseFormat = Annotated[
     TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
 ]
-Schema = dict[str, Any] | str
+Schema = Anything | StructureText
 
 
 class StructuredOutputs(Body):
     """vLLM's newer name for ``guided_*``."""
 
     schema_or_text: Schema | None = Field(default=None, alias="json")
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
+    regex: StructureText | None = None
+    choice: Choices | None = None
+    grammar: StructureText | None = None
     json_object: bool | None = None
 
 
@@ -64,9 +69,9 @@ class StructureFields(Body):
 
     response_format: ResponseFormat | None = None
     guided_json: Schema | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
+    guided_regex: StructureText | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: StructureText | None = None
     structured_outputs: StructuredOutputs | None = None
 
     @property

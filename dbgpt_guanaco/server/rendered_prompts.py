@@ -27,18 +27,16 @@ def parse_prompt(prompt: str) -> list[ChatMessage]:
     system message; one after it belongs to the message before (a heading in Markdown has the
     same ``###``). A prompt without roles is one question.
     """
-    if not any(_TURN.match(part) for part in prompt.split(SEPARATOR)):
-        return [ChatMessage("user", prompt.strip())]
-    turns: list[tuple[Role, str]] = []
+    turns: list[tuple[Role, list[str]]] = []
     for part in prompt.split(SEPARATOR):
         if match := _TURN.match(part):
-            turns.append((ROLES[match[1].lower()], match[2]))
+            turns.append((ROLES[match[1].lower()], [match[2]]))
         elif turns and part.strip():
-            role, content = turns[-1]
-            turns[-1] = (role, f"{content}{SEPARATOR}{part}")
+            turns[-1][1].append(part)
         elif part.strip():
-            turns.append(("system", part))
-    messages = [ChatMessage(role, content.strip()) for role, content in turns if content.strip()]
+            turns.append(("system", [part]))
+    said = [(role, SEPARATOR.join(content).strip()) for role, content in turns]
+    messages = [ChatMessage(role, content) for role, content in said if content]
     if any(m.role == "user" for m in messages):
         return messages
     return [ChatMessage("user", prompt.strip())]

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dbgpt_guanaco.server import frames, worker_answers, worker_management, worker_models
+from dbgpt_guanaco.server.bodies import JsonRoute
 from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep
 from dbgpt_guanaco.server.responses import unless_client_leaves
 from dbgpt_guanaco.server.worker_requests import (
@@ -20,7 +21,7 @@ from dbgpt_guanaco.server.worker_requests import (
     MetadataRequest,
 )
 
-router = APIRouter(prefix="/api/worker", tags=["worker"])
+router = APIRouter(prefix="/api/worker", tags=["worker"], route_class=JsonRoute)
 router.include_router(worker_answers.router)
 router.include_router(worker_management.router)
 

@@ -4,6 +4,7 @@ A stream is JSON objects, each ended by a NUL byte, each with the whole text so 
 looks at no status: what is not a frame with a text is lost, so every failure is one.
 """
 
+import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -12,15 +13,14 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from dbgpt_guanaco.engine.base import Engine, Generation
-from dbgpt_guanaco.errors import GuanacoError, InvalidRequestError, OutOfMemoryError
-from dbgpt_guanaco.server import errors, frames
-from dbgpt_guanaco.server.dependencies import EngineDep, SettingsDep
+from dbgpt_guanaco.errors import GuanacoError, OutOfMemoryError
+from dbgpt_guanaco.server import bodies, errors, frames
+from dbgpt_guanaco.server.dependencies import EngineDep, SaltDep, SettingsDep
 from dbgpt_guanaco.server.pacing import paced
 from dbgpt_guanaco.server.responses import CLIENT_LEFT, FrameStream, unless_client_leaves
 from dbgpt_guanaco.server.worker_models import find_llm
@@ -48,7 +48,7 @@ class AnswerRoute(APIRoute):
             except ClientDisconnect:
                 return Response(status_code=CLIENT_LEFT)
             except Exception as error:
-                return _refusal(request, error)
+                return refusal(request, error)
 
         return handle
 
@@ -57,18 +57,22 @@ router = APIRouter(route_class=AnswerRoute)
 
 
 @router.post("/generate_stream")
-async def generate_stream(request: Request, engine: EngineDep, settings: SettingsDep) -> Response:
+async def generate_stream(
+    request: Request, engine: EngineDep, settings: SettingsDep, salt: SaltDep
+) -> Response:
     """Stream an answer as NUL-ended frames of whole texts."""
-    body = await _read(request)
-    generation = await _submit(body, engine, settings)
+    body = await bodies.read(request, AnswerRequest)
+    generation = await _submit(body, engine, settings, salt)
     return FrameStream(answer_frames(generation, settings, with_usage=body.wants_usage), generation)
 
 
 @router.post("/generate")
-async def generate(request: Request, engine: EngineDep, settings: SettingsDep) -> Response:
+async def generate(
+    request: Request, engine: EngineDep, settings: SettingsDep, salt: SaltDep
+) -> Response:
     """Answer whole, as one object with a frame's keys."""
-    body = await _read(request)
-    generation = await _submit(body, engine, settings)
+    body = await bodies.read(request, AnswerRequest)
+    generation = await _submit(body, engine, settings, salt)
 
     async def whole() -> Response:
         text = ""
@@ -129,13 +133,15 @@ def _last_frame(text: str, last: TextDelta, *, with_usage: bool) -> dict[str, An
     return frame | {"finish_reason": last.finish_reason, "usage": usage}
 
 
-def _refusal(request: Request, error: Exception) -> Response:
+def refusal(request: Request, error: Exception, status: int = 200) -> Response:
+    """Return a failure as a frame; clients look at no status."""
     frame = _frame(_told(error), code=1)
     parameter = getattr(error, "parameter", None)
-    errors.log_refusal(request, 200, type(error).__name__, parameter)
+    errors.log_refusal(request, status, type(error).__name__, parameter)
+    headers = errors.headers_of(error) if status >= 400 else {}
     if request.url.path.endswith("/generate"):
-        return JSONResponse(frame)
-    return Response(frames.nul_frame(frame))
+        return JSONResponse(frame, status, headers)
+    return Response(frames.nul_frame(frame), status, headers)
 
 
 def _told(error: Exception) -> str:
@@ -154,20 +160,11 @@ def _told(error: Exception) -> str:
     return f"**LLMServer Generate Error, Please CheckErrorInfo.**: {text}"
 
 
-async def _submit(body: AnswerRequest, engine: Engine, settings: ServerSettings) -> Generation:
+async def _submit(
+    body: AnswerRequest, engine: Engine, settings: ServerSettings, salt: str
+) -> Generation:
     model = find_llm(engine, body.model)
-    request = body.to_generation_request(model.template, settings, f"worker-{uuid.uuid4().hex}")
-    return await engine.submit(model.of(request))
-
-
-async def _read(request: Request) -> AnswerRequest:
-    """Read a body here and not in the framework, whose complaint would have another form.
-
-    Raises:
-        InvalidRequestError: It is not JSON, or a field has a wrong type.
-    """
-    try:
-        return AnswerRequest.model_validate_json(await request.body())
-    except ValidationError as error:
-        message, _ = errors.explain_validation(error.errors())
-        raise InvalidRequestError("", message) from None
+    request = await asyncio.to_thread(
+        body.to_generation_request, model.template, settings, f"worker-{uuid.uuid4().hex}"
+    )
+    return await engine.submit(model.of(request, salt))

@@ -10,7 +10,9 @@ from starlette.requests import Request
 
 from dbgpt_guanaco.errors import GuanacoError, InvalidRequestError
 from dbgpt_guanaco.server.addresses import own_address
+from dbgpt_guanaco.server.bodies import JsonRoute
 from dbgpt_guanaco.server.dependencies import ClusterDep, EmbedderDep, EngineDep
+from dbgpt_guanaco.server.fields import Name
 from dbgpt_guanaco.server.worker_models import check_served, supported
 from dbgpt_guanaco.server.worker_requests import ApplyRequest, StartupRequest, WorkerType
 
@@ -18,7 +20,7 @@ STOPPING = "no model is stopped over HTTP here; end the server's process, by Ctr
 CHANGING = "no model is changed over HTTP here; change the settings and start the server again"
 REMEDY = {"stop": STOPPING, "restart": CHANGING, "update_params": CHANGING}
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.get("/models/supports")
@@ -59,7 +61,7 @@ async def apply(body: ApplyRequest, engine: EngineDep, embedder: EmbedderDep) ->
 
 @router.get("/parameter/descriptions")
 async def parameter_descriptions(
-    model: str, engine: EngineDep, embedder: EmbedderDep, worker_type: WorkerType = "llm"
+    model: Name, engine: EngineDep, embedder: EmbedderDep, worker_type: WorkerType = "llm"
 ) -> list[Any]:
     """Return none: nothing about a running model can be changed."""
     check_served(engine, embedder, model, worker_type)

@@ -10,6 +10,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from dbgpt_guanaco.adapters.template import PromptTemplate
 from dbgpt_guanaco.errors import InvalidRequestError
+from dbgpt_guanaco.server.fields import (
+    MAX_MESSAGES,
+    Anything,
+    Count,
+    EmbeddedTexts,
+    Name,
+    StopStrings,
+    StopTokenIds,
+    Text,
+    TopK,
+)
 from dbgpt_guanaco.server.rendered_prompts import parse_prompt
 from dbgpt_guanaco.settings import ServerSettings
 from dbgpt_guanaco.types import ChatMessage, GenerationRequest, Role, SamplingParams
@@ -17,7 +28,6 @@ from dbgpt_guanaco.types import ChatMessage, GenerationRequest, Role, SamplingPa
 ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
 # What DB-GPT's own worker generates when nobody says how much.
 DEFAULT_NEW_TOKENS = 2048
-MAX_TEXTS = 2048  # of one request; DB-GPT asks for tens
 ALL_TOKENS = -1  # DB-GPT's word for a top_k that leaves nothing out; ours is 0
 
 WorkerType = Literal["llm", "text2vec", "reranker"]
@@ -57,7 +67,10 @@ class WorkerMessage(_Body):
     """One message."""
 
     role: Literal["system", "human", "ai", "view"]
-    content: Annotated[str, BeforeValidator(_text)]
+    content: Annotated[Text, BeforeValidator(_text)]
+
+
+Messages = Annotated[list[WorkerMessage], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class AnswerRequest(_Body):
@@ -72,19 +85,19 @@ class AnswerRequest(_Body):
         context: Sent by v0.4.7 and later, which read token counts.
     """
 
-    model: str
-    messages: list[WorkerMessage] | None = None
-    prompt: str | None = None
+    model: Name
+    messages: Messages | None = None
+    prompt: Text | None = None
     temperature: float | None = None
-    max_new_tokens: int | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_listed)] = None
-    stop_token_ids: list[int] | None = None
+    max_new_tokens: Count | None = None
+    stop: Annotated[StopStrings | None, BeforeValidator(_listed)] = None
+    stop_token_ids: StopTokenIds | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: TopK | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     chat_model: bool | None = None
-    context: dict[str, Any] | None = None
+    context: Anything | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -163,10 +176,10 @@ class EmbeddingsRequest(_Body):
         query: What a reranker compares with; without one it means nothing.
     """
 
-    model: str
-    input: Annotated[list[str], Field(max_length=MAX_TEXTS)]
+    model: Name
+    input: EmbeddedTexts
     worker_type: WorkerType | None = None
-    query: str | None = None
+    query: Text | None = None
 
     @property
     def wanted_type(self) -> WorkerType:
@@ -177,14 +190,14 @@ class EmbeddingsRequest(_Body):
 class CountTokenRequest(_Body):
     """``/count_token``. DB-GPT's client sends no model."""
 
-    prompt: str
-    model: str | None = None
+    prompt: Text
+    model: Name | None = None
 
 
 class MetadataRequest(_Body):
     """``/model_metadata``."""
 
-    model: str
+    model: Name
 
 
 class StartupRequest(_Body):
@@ -194,7 +207,7 @@ class StartupRequest(_Body):
     here is loaded already.
     """
 
-    model: str
+    model: Name
     worker_type: WorkerType | None = None
 
 
