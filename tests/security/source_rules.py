@@ -155,6 +155,7 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
     "sockets": (
         imports("socket", "socketserver", "ssl", "telnetlib", "ftplib", "smtplib"),
         frozenset({"server/__main__.py", "server/addresses.py", "doctor/port.py",
+                   "server/connections.py",
                    "dbgpt_plugin/connection.py"}),
     ),
     "files sent or taken over HTTP": (
