@@ -11,10 +11,12 @@ from typing import Any
 
 from dotenv import dotenv_values
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dbgpt_guanaco.errors import ConfigurationError
 from dbgpt_guanaco.settings import (
+    AccessSettings,
     ClusterSettings,
     EmbeddingSettings,
     EngineSettings,
@@ -29,6 +31,8 @@ from dbgpt_guanaco.settings import (
 
 # Read by the plugin inside DB-GPT; they may stand in an .env that both programs read.
 CLIENT_NAMES = frozenset({"GUANACO_API_BASE", "GUANACO_API_KEY"})
+# Their values stand in no message.
+SECRET_NAMES = frozenset({"GUANACO_API_KEYS", "GUANACO_ADMIN_KEY"})
 
 
 class _Environment(
@@ -40,6 +44,7 @@ class _Environment(
     ClusterSettings,
     ObservationSettings,
     LifeSettings,
+    AccessSettings,
 ):
     """Every field of every group, filled from the environment and a dotenv file."""
 
@@ -97,13 +102,16 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         cluster=ClusterSettings(**group(ClusterSettings)),
         observation=ObservationSettings(**group(ObservationSettings)),
         life=LifeSettings(**group(LifeSettings)),
+        access=AccessSettings(**group(AccessSettings)),
     )
 
 
 def _explain(error: ValidationError) -> str:
-    lines = [
-        f"{'.'.join(map(str, problem['loc']))}={problem['input']}: "
-        f"{problem['msg'].removeprefix('Value error, ')}"
-        for problem in error.errors()
-    ]
-    return "\n".join(lines)
+    return "\n".join(_explain_one(problem) for problem in error.errors())
+
+
+def _explain_one(problem: ErrorDetails) -> str:
+    name = ".".join(map(str, problem["loc"]))
+    is_secret = str(problem["loc"][0]).upper() in SECRET_NAMES
+    given = name if is_secret else f"{name}={problem['input']}"
+    return f"{given}: {problem['msg'].removeprefix('Value error, ')}"

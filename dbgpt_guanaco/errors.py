@@ -15,6 +15,8 @@
     ├── EngineStoppedError        the engine is shutting down
     ├── GenerationFailedError     an exception inside a generation
     ├── AccessDeniedError         a key is missing or wrong
+    ├── ForeignPageError          a web page from elsewhere asks
+    ├── QuotaExceededError        a key has used what it may use
     ├── NoEmbedderError           embeddings are asked for, and no embedding model is loaded
     └── InvalidRequestError       a request that no retry will mend
         └── PromptTooLongError    the prompt leaves no room for an answer
@@ -99,6 +101,18 @@ class GenerationFailedError(GuanacoError):
 
 class AccessDeniedError(GuanacoError):
     """A key is missing or wrong; the text says which is wanted."""
+
+
+class ForeignPageError(GuanacoError):
+    """A web page that is not this server's sends a request, from the browser of somebody here."""
+
+
+class QuotaExceededError(GuanacoError):
+    """A key has used what it may use of something; ``retry_after_s`` says for how long."""
+
+    def __init__(self, problem: str, retry_after_s: int, limit: str) -> None:
+        super().__init__(problem)
+        self.retry_after_s, self.limit = retry_after_s, limit
 
 
 class NoEmbedderError(GuanacoError):

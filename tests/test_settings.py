@@ -273,9 +273,44 @@ def test_a_controller_that_is_no_address_is_refused(load: Load, value: str) -> N
 
 
 @pytest.mark.parametrize("value", ["10.0.0.1/24", "everywhere", "10.0.0.0/40"])
-def test_a_network_that_is_none_is_refused(load: Load, value: str) -> None:
-    with pytest.raises(ConfigurationError, match="GUANACO_WORKER_NETWORKS"):
-        load(f"GUANACO_WORKER_NETWORKS={value}")
+@pytest.mark.parametrize(
+    "name", ["GUANACO_WORKER_NETWORKS", "GUANACO_DBGPT_NETWORKS", "GUANACO_METRICS_NETWORKS"]
+)
+def test_a_network_that_is_none_is_refused(load: Load, name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        load(f"{name}={value}")
+
+
+def test_keys_are_listed_and_never_shown(load: Load) -> None:
+    access = load("GUANACO_API_KEYS=the-first-key-of-two, the-other-key-of-two").access
+
+    assert [key.get_secret_value() for key in access.api_keys] == [
+        "the-first-key-of-two",
+        "the-other-key-of-two",
+    ]
+    assert "-key-" not in repr(access)
+
+
+@pytest.mark.parametrize("value", ["too-short-key", "a key that has blanks", "a-key:with-a-colon"])
+@pytest.mark.parametrize("name", ["GUANACO_API_KEYS", "GUANACO_ADMIN_KEY"])
+def test_a_key_that_is_none_is_refused_and_not_told(load: Load, name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name}.*16 letters") as refused:
+        load(f"{name}={value}")
+    assert value not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["*", "https://*.example", "chat.example", "https://a/b", "https://a/", "ftp://a"]
+)
+def test_an_origin_that_is_none_is_refused(load: Load, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"GUANACO_CORS_ORIGINS.*is not an origin"):
+        load(f"GUANACO_CORS_ORIGINS={value}")
+
+
+@pytest.mark.parametrize("value", ["http://a.example", "a.example:8000", "*", "a/b"])
+def test_a_host_that_is_none_is_refused(load: Load, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"GUANACO_ALLOWED_HOSTS.*is not a host"):
+        load(f"GUANACO_ALLOWED_HOSTS={value}")
 
 
 def test_the_embedding_model_is_named_by_dbgpts_key(load: Load) -> None:

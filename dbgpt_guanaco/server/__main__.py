@@ -16,7 +16,9 @@ from sse_starlette.sse import AppStatus
 from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.environment import load_settings
 from dbgpt_guanaco.errors import ConfigurationError, GuanacoError
+from dbgpt_guanaco.server.access import check_access
 from dbgpt_guanaco.server.app import create_app
+from dbgpt_guanaco.server.connections import PatientConnection
 from dbgpt_guanaco.server.graceful import GracefulServer
 from dbgpt_guanaco.server.listeners import create_listeners
 from dbgpt_guanaco.server.logs import set_up_logging
@@ -65,10 +67,21 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> int
         os.environ.setdefault("TQDM_DISABLE", "1")  # a log is no place for progress bars
     listening = listener.getsockname()[:2]
     memberships = check(settings, listening)
+    keys = check_access(settings.access, listening[0])
     listeners = create_listeners(settings.observation)
     life = LifeCycle()
     config = uvicorn.Config(
-        create_app(life, settings.server, cluster=settings.cluster, listeners=listeners),
+        create_app(
+            life,
+            settings.server,
+            cluster=settings.cluster,
+            listeners=listeners,
+            access=settings.access,
+            keys=keys,
+        ),
+        http=partial(  # type: ignore[arg-type]  # it is called as a class would be
+            PatientConnection, head_s=settings.access.head_s, reader_s=settings.access.reader_s
+        ),
         log_config=None,
         log_level=settings.server.log_level,
         server_header=False,
@@ -165,6 +178,9 @@ def summary(
             f"{embedding.name}, {embedding.dimension} dimensions, on {embedding.device}"
             if embedding
             else "none; EMBEDDING_MODEL names no model"
+        ),
+        "who may ask": (
+            "who has a key" if settings.access.needs_keys else "who reaches the port: no key is set"
         ),
         "chat page": f"{address}/",
         "OpenAI clients": f"base_url = {address}/v1",

@@ -71,7 +71,7 @@ def advertised_address(
         host = cluster.advertise_host
     elif ipaddress.ip_address(host).is_unspecified:
         host = _start_of_the_way(controller, is_ipv4=":" not in host)
-    elif _is_loopback(host) and not _is_on_this_machine(controller):
+    elif is_loopback(host) and not _is_on_this_machine(controller):
         raise ConfigurationError(
             f"the controller {controller} is on another machine, and this server listens on "
             f"{host}, which only this machine reaches. Set GUANACO_HOST=0.0.0.0 to be reached "
@@ -86,7 +86,7 @@ def _start_of_the_way(controller: str, *, is_ipv4: bool) -> str:
         if is_ipv4 and family != socket.AF_INET:
             continue
         local = local_end(family, remote)
-        if local and (_is_loopback(remote[0]) or not _is_loopback(local)):
+        if local and (is_loopback(remote[0]) or not is_loopback(local)):
             return local
     raise OSError(errno.ENETUNREACH, f"there is no way to {controller}")
 
@@ -107,7 +107,7 @@ def local_end(family: socket.AddressFamily, remote: tuple[Any, ...]) -> str | No
 
 def _is_on_this_machine(controller: str) -> bool:
     try:
-        return all(_is_loopback(remote[0]) for _, remote in _addresses_of(controller))
+        return all(is_loopback(remote[0]) for _, remote in _addresses_of(controller))
     except OSError:
         return False  # a name that nobody knows yet: no reason to believe that it is here
 
@@ -119,6 +119,7 @@ def _addresses_of(controller: str) -> list[tuple[socket.AddressFamily, Any]]:
     return [(family, remote) for family, _, _, _, remote in found]
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether an address is one that only this machine reaches."""
     address = literal_address(host)
     return address is not None and address.is_loopback

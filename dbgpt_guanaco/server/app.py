@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from dbgpt_guanaco import __version__
 from dbgpt_guanaco.engine.base import Embedder, Engine
@@ -21,14 +22,17 @@ from dbgpt_guanaco.server import (
     page,
     worker,
 )
+from dbgpt_guanaco.server.access import Access
 from dbgpt_guanaco.server.collector import Metrics
 from dbgpt_guanaco.server.dependencies import admitted
-from dbgpt_guanaco.server.exchange import ExchangeMiddleware, Listener
+from dbgpt_guanaco.server.exchange import HEADER, ExchangeMiddleware, Listener
 from dbgpt_guanaco.server.exchange_log import log_exchange
 from dbgpt_guanaco.server.instances import InstanceTable
+from dbgpt_guanaco.server.keys import Keys
 from dbgpt_guanaco.server.limits import BodyLimit
+from dbgpt_guanaco.server.quotas import Quotas
 from dbgpt_guanaco.server.starting import LifeCycle
-from dbgpt_guanaco.settings import ClusterSettings, ServerSettings
+from dbgpt_guanaco.settings import AccessSettings, ClusterSettings, ServerSettings
 
 
 def create_app(
@@ -38,6 +42,8 @@ def create_app(
     embedder: Embedder | None = None,
     cluster: ClusterSettings | None = None,
     listeners: Sequence[Listener] = (),
+    access: AccessSettings | None = None,
+    keys: Keys | None = None,
 ) -> FastAPI:
     """Return an application that answers from one engine and closes it when it ends.
 
@@ -47,8 +53,11 @@ def create_app(
         embedder: What turns texts into vectors, if anything does.
         cluster: How DB-GPT finds this server, and whether other workers may join it.
         listeners: Who else is told of each request when it has ended; closed with the application.
+        access: Who may ask.
+        keys: Those of ``access``, where they have been read already.
     """
-    settings = settings or ServerSettings()
+    settings, access = settings or ServerSettings(), access or AccessSettings()
+    cluster = cluster or ClusterSettings()
     life = engine if isinstance(engine, LifeCycle) else LifeCycle.of(engine, embedder)
     is_admitted = [Depends(admitted)]
 
@@ -67,11 +76,24 @@ def create_app(
         redoc_url=None,
     )
     app.state.life, app.state.settings = life, settings
-    app.state.cluster = cluster or ClusterSettings()
+    app.state.cluster, app.state.access = cluster, access
     app.state.metrics = Metrics(life)
     app.state.instances, app.state.refusals = InstanceTable(), controller.RefusalLog()
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    # Added last, so that it stands around all others.
+    # Each stands around those above it, so the last one is asked first.
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, body_s=access.body_s)
+    if access.has_quotas:
+        app.add_middleware(Quotas, settings=access)
+    app.add_middleware(
+        Access, settings=access, cluster=cluster, keys=keys or Keys(access), host=settings.host
+    )
+    if access.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization"],
+            expose_headers=[HEADER, "Retry-After"],
+        )
     told = [app.state.metrics.on_end, log_exchange, *(each.on_end for each in listeners)]
     app.add_middleware(ExchangeMiddleware, on_end=told)
     app.add_exception_handler(GuanacoError, errors.on_guanaco_error)

@@ -1,16 +1,17 @@
 """What routes are given: the engine, while there is one, and the settings of ``create_app``."""
 
-import hashlib
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
 from dbgpt_guanaco.engine.base import Embedder, Engine
+from dbgpt_guanaco.errors import AccessDeniedError
 from dbgpt_guanaco.server.collector import Metrics
 from dbgpt_guanaco.server.exchange import KEY
+from dbgpt_guanaco.server.keys import Caller
 from dbgpt_guanaco.server.observed import ObservedEmbedder, ObservedEngine
 from dbgpt_guanaco.server.starting import LifeCycle
-from dbgpt_guanaco.settings import ClusterSettings, ServerSettings
+from dbgpt_guanaco.settings import AccessSettings, ClusterSettings, ServerSettings
 
 
 async def _life(request: Request) -> LifeCycle:
@@ -57,12 +58,20 @@ async def _cluster(request: Request) -> ClusterSettings:
 
 
 async def _salt(request: Request) -> str:
-    """Return what keeps apart the cached prompts of different keys; nothing without a key.
+    """Return what keeps apart the cached prompts of different callers."""
+    return cast(Caller, request.state.caller).identity
 
-    Whoever shares a cache can tell from the time of an answer whether a text was sent before.
+
+async def _check_admin(request: Request) -> None:
+    """Refuse whoever has not the admin's key.
+
+    Raises:
+        AccessDeniedError: Another key was sent, or none, or there is none.
     """
-    key = request.headers.get("authorization", "")
-    return hashlib.sha256(key.encode()).hexdigest() if key else ""
+    if not cast(AccessSettings, request.app.state.access).admin_key:
+        raise AccessDeniedError("this needs an admin key; the server has none: GUANACO_ADMIN_KEY")
+    if not cast(Caller, request.state.caller).is_admin:
+        raise AccessDeniedError("this needs the admin key, as Authorization: Bearer …")
 
 
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
@@ -71,3 +80,4 @@ SettingsDep = Annotated[ServerSettings, Depends(_settings)]
 EmbedderDep = Annotated[Embedder | None, Depends(_embedder)]
 SaltDep = Annotated[str, Depends(_salt)]
 ClusterDep = Annotated[ClusterSettings, Depends(_cluster)]
+OnlyAdmin = Depends(_check_admin)

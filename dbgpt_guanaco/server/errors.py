@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 STATUS: dict[type[errors.GuanacoError], int] = {
     errors.InvalidRequestError: 400,
     errors.AccessDeniedError: 401,
+    errors.ForeignPageError: 403,
+    errors.QuotaExceededError: 429,
     errors.UnknownModelError: 404,
     errors.NoEmbedderError: 404,
     errors.EngineBusyError: 429,
@@ -38,17 +40,24 @@ RETRY_AFTER_S: dict[type[errors.GuanacoError], int] = {
 CODE: dict[type[errors.GuanacoError], str] = {
     errors.UnknownModelError: "model_not_found",
     errors.NoEmbedderError: "model_not_found",
+    errors.QuotaExceededError: "rate_limit_exceeded",
     errors.PromptTooLongError: "context_length_exceeded",
 }
 
 
-def status_of(error: errors.GuanacoError) -> int:
+def status_of(error: errors.GuanacoError | HTTPException) -> int:
     """Return the status of the error's nearest listed class, else 500."""
+    if isinstance(error, HTTPException):
+        return error.status_code
     return next((STATUS[c] for c in type(error).__mro__ if c in STATUS), 500)
 
 
 def headers_of(error: Exception) -> dict[str, str]:
-    """Tell clients whether to try again, and when. What failed here would fail again."""
+    """Tell clients whether to try again, when, and how. What failed here would fail again."""
+    if isinstance(error, errors.AccessDeniedError):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, errors.QuotaExceededError):
+        return {"Retry-After": str(error.retry_after_s)}
     waits = (RETRY_AFTER_S[c] for c in type(error).__mro__ if c in RETRY_AFTER_S)
     if wait_s := next(waits, None):
         return {"Retry-After": str(wait_s)}
@@ -58,8 +67,10 @@ def headers_of(error: Exception) -> dict[str, str]:
     return {"x-should-retry": "false"}
 
 
-def as_body(error: errors.GuanacoError) -> dict[str, Any]:
+def as_body(error: errors.GuanacoError | HTTPException) -> dict[str, Any]:
     """Return OpenAI's error object."""
+    if isinstance(error, HTTPException):
+        return error_body(str(error.detail), error.status_code)
     code = next((CODE[c] for c in type(error).__mro__ if c in CODE), None)
     parameter = getattr(error, "parameter", None) or None
     return error_body(str(error), status_of(error), parameter=parameter, code=code)

@@ -3,9 +3,10 @@
 Where DB-GPT has a key, that key is read; what DB-GPT has no key for is called ``GUANACO_…``.
 """
 
-from dbgpt_guanaco.settings.cluster import ClusterSettings, Network
+from dbgpt_guanaco.settings.access import AccessSettings, check_key
+from dbgpt_guanaco.settings.cluster import ClusterSettings
 from dbgpt_guanaco.settings.engine import LORA_NAME, EmbeddingSettings, EngineSettings
-from dbgpt_guanaco.settings.fields import Group, memory_bytes, setting
+from dbgpt_guanaco.settings.fields import Group, Network, memory_bytes, setting
 from dbgpt_guanaco.settings.life import LifeSettings
 from dbgpt_guanaco.settings.model import DEMO_MODEL, ModelSettings, Quantization
 from dbgpt_guanaco.settings.observation import LogFormat, ObservationSettings
@@ -14,6 +15,7 @@ from dbgpt_guanaco.settings.server import LegacyEcho, ServerSettings
 __all__ = [
     "DEMO_MODEL",
     "LORA_NAME",
+    "AccessSettings",
     "ClusterSettings",
     "EmbeddingSettings",
     "EngineSettings",
@@ -27,6 +29,7 @@ __all__ = [
     "Quantization",
     "ServerSettings",
     "Settings",
+    "check_key",
     "memory_bytes",
     "setting",
 ]
@@ -42,3 +45,4 @@ class Settings(Group):
     cluster: ClusterSettings = ClusterSettings()
     observation: ObservationSettings = ObservationSettings()
     life: LifeSettings = LifeSettings()
+    access: AccessSettings = AccessSettings()

@@ -1,28 +1,13 @@
 """How this server is part of a DB-GPT cluster."""
 
 import re
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import field_validator
 from pydantic_settings import NoDecode
 
-from dbgpt_guanaco.settings.fields import Group, parts_of, setting
-
-Network = IPv4Network | IPv6Network
-
-
-def network_of(text: str) -> Network:
-    """Read a network such as ``10.0.0.0/24``.
-
-    Raises:
-        ValueError: It is none.
-    """
-    try:
-        return ip_network(text.strip())
-    except ValueError:
-        raise ValueError(f"{text.strip()!r} is not a network such as 10.0.0.0/24") from None
+from dbgpt_guanaco.settings.fields import Group, Network, networks_of, parts_of, setting
 
 
 class ClusterSettings(Group):
@@ -55,9 +40,7 @@ class ClusterSettings(Group):
     @field_validator("worker_networks", mode="before")
     @classmethod
     def _are_networks(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(network_of(part) for part in value.split(",") if part.strip())
-        return value
+        return networks_of(value)
 
     @field_validator("controllers")
     @classmethod

@@ -1,9 +1,12 @@
 """What every group of settings is made of."""
 
 import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Network = IPv4Network | IPv6Network
 
 
 def setting(name: str, default: Any, description: str, **limits: Any) -> Any:  # noqa: ANN401
@@ -21,6 +24,25 @@ def parts_of(value: object) -> object:
     """Split what the environment gives as one comma-separated text."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def network_of(text: str) -> Network:
+    """Read a network such as ``10.0.0.0/24``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return ip_network(text.strip())
+    except ValueError:
+        raise ValueError(f"{text.strip()!r} is not a network such as 10.0.0.0/24") from None
+
+
+def networks_of(value: object) -> object:
+    """Read the networks in what the environment gives as one comma-separated text."""
+    if isinstance(value, str):
+        return tuple(network_of(part) for part in value.split(",") if part.strip())
     return value
 
 

@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-from pydantic import SecretStr
-
 from dbgpt_guanaco.settings.fields import Group, setting
 
 LegacyEcho = Literal["auto", "none", "pad11", "prompt"]
@@ -28,9 +26,6 @@ class ServerSettings(Group):
     max_choices: int = setting("GUANACO_MAX_N", 8, "largest n of a request", ge=1, le=128)
     keep_alive_s: float = setting(
         "GUANACO_KEEP_ALIVE", 10.0, "seconds of silence before a sign of life", gt=0, le=60
-    )
-    admin_key: SecretStr | None = setting(
-        "GUANACO_ADMIN_KEY", None, "key for loading LoRAs over HTTP; without one nobody can"
     )
     legacy_frame_s: float = setting(
         "GUANACO_LEGACY_FRAME_INTERVAL",

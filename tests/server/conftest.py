@@ -22,7 +22,7 @@ async def connect() -> AsyncIterator[Connect]:
     ) -> httpx.AsyncClient:
         app = create_app(engine, ServerSettings(**settings), embedder=embedder, cluster=cluster)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        clients.append(httpx.AsyncClient(transport=transport, base_url="http://test"))
+        clients.append(httpx.AsyncClient(transport=transport, base_url="http://localhost"))
         return clients[-1]
 
     yield make

@@ -124,7 +124,7 @@ async def test_a_client_that_leaves_is_counted_once_as_abort() -> None:
     async with asyncio.timeout(5):
         await app(scope, receive, send)
 
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
     page = await scrape(client)
     assert page.value("guanaco_request_success_total", finished_reason="abort") == 1
     assert page.value("guanaco_request_success_total") == 1

@@ -92,7 +92,7 @@ async def test_no_line_holds_what_was_asked_or_answered(
     app = create_app(engine, embedder=ScriptedEmbedder())
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         responses = [
             await client.post(path, content=json.dumps(body), headers=HEADERS, params={"q": CANARY})
             for path, body in ASKED

@@ -33,7 +33,7 @@ class Traced:
         tracing = Tracing(SimpleSpanProcessor(self._spans))
         app = create_app(engine, embedder=ScriptedEmbedder(), listeners=[tracing])
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
     @property
     def spans(self) -> tuple[ReadableSpan, ...]:
@@ -239,7 +239,7 @@ async def test_spans_reach_a_collector_before_the_server_ends(
 
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         await client.post("/v1/completions", json={"prompt": "x"}, headers=headers)
 
