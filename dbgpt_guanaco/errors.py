@@ -127,11 +127,11 @@ class ForeignPageError(GuanacoError):
 
 
 class QuotaExceededError(GuanacoError):
-    """A key has used what it may use, for now; ``retry_after_s`` says for how long."""
+    """A key has used what it may use of something; ``retry_after_s`` says for how long."""
 
-    def __init__(self, problem: str, retry_after_s: int) -> None:
+    def __init__(self, problem: str, retry_after_s: int, limit: str) -> None:
         super().__init__(problem)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.limit = retry_after_s, limit
 
 
 class NoEmbedderError(GuanacoError):

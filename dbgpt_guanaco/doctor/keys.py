@@ -1,46 +1,32 @@
 """Who may use the server: keys, who can read them, and who is let in without one."""
 
-from collections.abc import Iterator
-from importlib import import_module
-from typing import Any
-
-from dbgpt_guanaco.doctor import configuration
-from dbgpt_guanaco.doctor.findings import Finding, ok, warning
+from dbgpt_guanaco.doctor.configuration import privacy
+from dbgpt_guanaco.doctor.findings import Finding, failure, ok, warning
 from dbgpt_guanaco.doctor.setup import Setup
-from dbgpt_guanaco.server.addresses import literal_address
-from dbgpt_guanaco.settings import Settings
-
-# A network with more addresses than this is nobody's own.
-WIDEST = {4: 8, 6: 16}
+from dbgpt_guanaco.errors import ConfigurationError
+from dbgpt_guanaco.server.addresses import is_loopback
+from dbgpt_guanaco.server.keys import check_access
 
 
 def keys(setup: Setup) -> Finding:
-    """Read the keys as the server does, and look for who else comes in."""
-    settings = setup.settings
-    host = "127.0.0.1" if settings.server.host == "localhost" else settings.server.host
-    address = literal_address(host)
-    is_alone = address is not None and address.is_loopback
-    access: Any = getattr(settings, "access", None)
-    if access is None:
-        return _without_keys(host, is_alone=is_alone)
-    # Refuses what would let strangers in, two keys that are the same, a file that cannot be read.
-    found = import_module("dbgpt_guanaco.server.access").check_access(access, host)
-    file = access.api_keys_file
-    if file and (problem := configuration.privacy(file)):
-        return problem
-    if problems := [*_wide(settings, access), *_nobody(access, found)]:
-        return warning("\n".join(problems))
-    if not access.needs_keys:
-        return _without_keys(host, is_alone=is_alone)
-    return ok(f"{len(found.names)}: {', '.join(found.names)}")
-
-
-def _without_keys(host: str, *, is_alone: bool) -> Finding:
+    """Hold the keys against the address that the server listens on."""
+    access, host = setup.settings.access, setup.settings.server.host
+    is_alone = host == "localhost" or is_loopback(host)
+    try:
+        found = check_access(access, "127.0.0.1" if is_alone else host)
+    except ConfigurationError as error:
+        return failure(str(error))
+    if access.api_keys_file and (finding := privacy(access.api_keys_file)):
+        return finding
+    if access.needs_keys and not found.names:
+        return warning(f"{access.api_keys_file} holds no key, so nobody can ask anything")
+    if access.needs_keys:
+        return ok(f"whoever asks needs one of {len(found.names)}: {', '.join(found.names)}")
     if is_alone:
         return ok(f"none are needed: only this machine reaches {host}")
     return warning(
         f"whoever reaches {host} can use the model, because there are no keys",
-        "GUANACO_HOST=127.0.0.1   # or a proxy before it that checks who asks",
+        "GUANACO_API_KEYS, or whatever GUANACO_ALLOW_NO_KEYS relies on",
     )
 
 

@@ -20,6 +20,7 @@ from dbgpt_guanaco.server.access import check_access
 from dbgpt_guanaco.server.app import create_app
 from dbgpt_guanaco.server.connections import PatientConnection
 from dbgpt_guanaco.server.graceful import GracefulServer
+from dbgpt_guanaco.server.keys import check_access
 from dbgpt_guanaco.server.listeners import create_listeners
 from dbgpt_guanaco.server.logs import set_up_logging
 from dbgpt_guanaco.server.registration import Registrations, check

@@ -13,12 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dbgpt_guanaco.errors import (
     AccessDeniedError,
-    ConfigurationError,
     ForeignPageError,
     GuanacoError,
 )
-from dbgpt_guanaco.server.addresses import is_loopback, literal_address
-from dbgpt_guanaco.server.exchange import KEY_NAME, REFUSAL
+from dbgpt_guanaco.server.addresses import literal_address
+from dbgpt_guanaco.server.exchange import KEY_NAME
 from dbgpt_guanaco.server.keys import NOBODY, Caller, Keys
 from dbgpt_guanaco.server.origins import Pages
 from dbgpt_guanaco.server.refusals import refusal
@@ -71,7 +70,6 @@ class Access:
         try:
             request.state.caller = caller = await self._admit(request)
         except GuanacoError as error:
-            scope[REFUSAL] = type(error).__name__
             await refusal(request, error)(scope, receive, send)
         else:
             scope[KEY_NAME] = caller.name if caller.has_key else None
@@ -120,32 +118,6 @@ class Access:
         if covers(CONTROLLER, path):
             networks += self._cluster.worker_networks
         return any(address in network for network in networks)
-
-
-def check_access(settings: AccessSettings, address: str) -> Keys:
-    """Read the keys, before the model takes its minutes.
-
-    Args:
-        settings: Who may ask.
-        address: Where the server listens.
-
-    Raises:
-        ConfigurationError: The keys cannot be read, or strangers could ask without one.
-    """
-    if not (settings.needs_keys or settings.allow_no_keys or is_loopback(address)):
-        raise ConfigurationError(
-            f"{address} is reached from other machines, and there is no key: whoever reaches it "
-            "could use the model. Set "
-            "GUANACO_API_KEYS (`openssl rand -hex 32` makes a key) or GUANACO_API_KEYS_FILE, or "
-            "listen on GUANACO_HOST=127.0.0.1. Where something else keeps strangers away, such as "
-            "a firewall or a proxy that checks who asks, GUANACO_ALLOW_NO_KEYS=true starts anyway"
-        )
-    if settings.has_quotas and not settings.needs_keys:
-        raise ConfigurationError(
-            "GUANACO_KEY_MAX_RUNNING and GUANACO_KEY_TOKENS_PER_MINUTE limit keys, and there is "
-            "none: set GUANACO_API_KEYS or GUANACO_API_KEYS_FILE"
-        )
-    return Keys(settings)
 
 
 def covers(paths: Iterable[str], path: str) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dbgpt_guanaco.errors import ConfigurationError
+from dbgpt_guanaco.server.addresses import is_loopback
 from dbgpt_guanaco.settings import AccessSettings, check_key
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,32 @@ class Keys:
             logger.warning("other users of this machine can read the keys: chmod 600 %s", file)
         self._read = _merged(self._set, _keys_in(file, text))
         logger.info("keys: %s", ", ".join(self.names) or "none")
+
+
+def check_access(settings: AccessSettings, address: str) -> Keys:
+    """Read the keys, before the model takes its minutes.
+
+    Args:
+        settings: Who may ask.
+        address: Where the server listens.
+
+    Raises:
+        ConfigurationError: The keys cannot be read, or strangers could ask without one.
+    """
+    if not (settings.needs_keys or settings.allow_no_keys or is_loopback(address)):
+        raise ConfigurationError(
+            f"{address} is reached from other machines, and there is no key: whoever reaches it "
+            "could use the model. Set "
+            "GUANACO_API_KEYS (`openssl rand -hex 32` makes a key) or GUANACO_API_KEYS_FILE, or "
+            "listen on GUANACO_HOST=127.0.0.1. Where something else keeps strangers away, such as "
+            "a firewall or a proxy that checks who asks, GUANACO_ALLOW_NO_KEYS=true starts anyway"
+        )
+    if settings.has_quotas and not settings.needs_keys:
+        raise ConfigurationError(
+            "GUANACO_KEY_MAX_RUNNING and GUANACO_KEY_TOKENS_PER_MINUTE limit keys, and there is "
+            "none: set GUANACO_API_KEYS or GUANACO_API_KEYS_FILE"
+        )
+    return Keys(settings)
 
 
 def _keys_of(settings: AccessSettings) -> Iterator[tuple[bytes, Caller]]:

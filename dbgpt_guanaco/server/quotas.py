@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dbgpt_guanaco.errors import QuotaExceededError
-from dbgpt_guanaco.server.exchange import KEY, Exchange
+from dbgpt_guanaco.server.exchange import KEY, REFUSAL, Exchange
 from dbgpt_guanaco.server.keys import Caller
 from dbgpt_guanaco.server.refusals import refusal
 from dbgpt_guanaco.settings import AccessSettings
@@ -48,6 +48,7 @@ class Quota:
             raise QuotaExceededError(
                 f"{self._running} requests with this key run already, as many as it may have",
                 RETRY_PLACE_S,
+                "running",
             )
         if self._per_minute is not None:
             self._refill(self._per_minute)
@@ -57,6 +58,7 @@ class Quota:
                     f"the {self._per_minute} tokens a minute of this key are used up; "
                     f"try again in {wait_s} s",
                     wait_s,
+                    "tokens_per_minute",
                 )
         self._running += 1
 
@@ -93,6 +95,7 @@ class Quotas:
         try:
             quota.begin()
         except QuotaExceededError as error:
+            scope[REFUSAL] = error.limit
             await refusal(request, error)(scope, receive, send)
             return
         try:

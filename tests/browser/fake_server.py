@@ -96,9 +96,12 @@ class FakeServer:
         return _page_file(path)
 
     async def _models(self, request: Request) -> Response:
-        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+        if self._is_refused(request):
             return _refusal(401, "a key is needed")
         return JSONResponse({"object": "list", "data": self.models})
+
+    def _is_refused(self, request: Request) -> bool:
+        return bool(self.key) and request.headers.get("authorization") != f"Bearer {self.key}"
 
     async def _health(self) -> Response:
         return JSONResponse(self.health)
@@ -107,6 +110,8 @@ class FakeServer:
         self.bodies.append(await request.json())
         self.authorizations.append(request.headers.get("authorization"))
         script = self.script
+        if self._is_refused(request):
+            return _refusal(401, "a key is needed")
         if script.refuse is not None:
             return _refusal(script.refuse, script.error)
         frames = self._frames(script)

@@ -220,17 +220,3 @@ def test_the_queue_display_follows_the_server(chat: Chat, server: FakeServer) ->
     expect(chat.health).to_have_text("Ready · 5 slots free")
     server.health = {**server.health, "running": 5, "waiting": 3}
     expect(chat.health).to_have_text("5 of 5 slots in use · 3 waiting")
-
-
-def test_a_key_is_asked_for_and_sent(chat: Chat, server: FakeServer) -> None:
-    server.key = "sesame"
-    chat.page.reload()
-    expect(chat.page.get_by_role("status")).to_contain_text("API key")
-
-    chat.open_settings()
-    chat.page.get_by_label("API key").fill("sesame")
-    chat.page.get_by_label("API key").press("Tab")
-
-    expect(chat.page.get_by_label("Model")).to_have_value("guanaco-7b")
-    chat.ask("Hi")
-    assert server.authorizations == ["Bearer sesame"]

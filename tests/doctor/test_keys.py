@@ -1,113 +1,73 @@
-"""Keys: there, missing, the same, readable by others; and doors beside them."""
+"""Who may use the server, as the doctor sees it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from dbgpt_guanaco import settings as all_settings
-from dbgpt_guanaco.doctor.__main__ import run_check
 from dbgpt_guanaco.doctor.findings import Finding
+from dbgpt_guanaco.doctor.keys import keys
 from dbgpt_guanaco.doctor.setup import Setup
+from dbgpt_guanaco.settings import AccessSettings, ServerSettings, Settings
 
-needs_keys = pytest.mark.xfail(
-    not hasattr(all_settings, "AccessSettings"), reason="there are no keys yet", strict=True
-)
-KEY, OTHER = "0123456789abcdef-one", "0123456789abcdef-two"
+KEY = "a-key-of-somebody"
 
 
-def examined(*lines: str) -> Finding:
-    Path(".env").write_text("".join(f"{line}\n" for line in lines))
-    return run_check("dbgpt_guanaco.doctor.keys.keys", Setup())
+def examined(host: str = "0.0.0.0", **access: Any) -> Finding:
+    settings = Settings(server=ServerSettings(host=host), access=AccessSettings(**access))
+    return keys(Setup(settings=settings))
 
 
-def key_file(text: str, mode: int = 0o600) -> str:
-    path = Path("keys")
-    path.write_text(text)
-    path.chmod(mode)
-    return f"GUANACO_API_KEYS_FILE={path}"
+def file_of(folder: Path, text: str, mode: int = 0o600) -> Path:
+    file = folder / "keys"
+    file.write_text(text)
+    file.chmod(mode)
+    return file
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_on_loopback_none_are_needed(host: str) -> None:
-    assert examined(f"GUANACO_HOST={host}").status == "ok"
+def test_only_this_machine_needs_no_key(host: str) -> None:
+    finding = examined(host)
+
+    assert finding.status == "ok"
+    assert "only this machine" in finding.text
 
 
-def test_a_server_that_others_reach_needs_them() -> None:
-    finding = examined("GUANACO_HOST=0.0.0.0")
-
-    assert finding.status in ("failure", "warning")
-    assert "whoever reaches" in finding.text
-
-
-@needs_keys
-def test_a_server_that_others_reach_does_not_start_without_them() -> None:
-    assert examined("GUANACO_HOST=0.0.0.0").status == "failure"
-    allowed = examined("GUANACO_HOST=0.0.0.0", "GUANACO_ALLOW_NO_KEYS=true")
-    assert allowed.status == "warning"
-
-
-@needs_keys
-def test_keys_are_told_by_their_names() -> None:
-    finding = examined("GUANACO_HOST=0.0.0.0", key_file(f"anna: {KEY}\nbob: {OTHER}\n"))
-
-    assert (finding.status, finding.text) == ("ok", "2: anna, bob")
-
-
-@needs_keys
-@pytest.mark.parametrize(
-    ("lines", "told"),
-    [
-        ([f"GUANACO_API_KEYS={KEY}", f"GUANACO_ADMIN_KEY={KEY}"], "the same key"),
-        (["GUANACO_API_KEYS_FILE=no-such-file"], "No such file"),
-    ],
-)
-def test_keys_that_cannot_be_used_are_a_failure(lines: list[str], told: str) -> None:
-    finding = examined(*lines)
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "models.example"])
+def test_strangers_without_a_key_keep_the_server_from_starting(host: str) -> None:
+    finding = examined(host)
 
     assert finding.status == "failure"
-    assert told in finding.text
+    assert "GUANACO_API_KEYS" in finding.text
+
+
+def test_strangers_that_are_let_in_are_worth_a_warning() -> None:
+    assert examined(allow_no_keys=True).status == "warning"
+
+
+def test_owners_are_told_and_keys_are_not(tmp_path: Path) -> None:
+    file = file_of(tmp_path, f"ann: {KEY}")
+    finding = examined(api_keys_file=file, admin_key=SecretStr("the-key-of-the-admin"))
+
+    assert finding.status == "ok"
+    assert "ann" in finding.text
+    assert "admin" in finding.text
     assert KEY not in finding.text
 
 
-@needs_keys
-def test_a_key_that_is_too_short_is_a_wrong_setting() -> None:
-    Path(".env").write_text("GUANACO_API_KEYS=short-one\n")
-
-    finding = run_check("dbgpt_guanaco.doctor.configuration.values", Setup())
-
-    assert finding.status == "failure"
-    assert "a key has at least" in finding.text
-    assert "short-one" not in finding.text
-
-
-@needs_keys
 @pytest.mark.parametrize(
-    ("mode", "status"), [(0o600, "ok"), (0o640, "warning"), (0o602, "failure")]
-)
-def test_who_else_may_read_or_write_the_file(mode: int, status: str) -> None:
-    finding = examined(key_file(f"{KEY}\n", mode))
-
-    assert finding.status == status
-    assert (finding.remedy == "chmod 600 keys") == (status != "ok")
-
-
-@needs_keys
-def test_a_file_without_keys_keeps_everybody_out() -> None:
-    finding = examined(key_file("# none yet\n"))
-
-    assert finding.status == "warning"
-    assert "nobody gets in" in finding.text
-
-
-@needs_keys
-@pytest.mark.parametrize(
-    ("line", "status"),
+    ("text", "mode", "status", "told"),
     [
-        ("GUANACO_DBGPT_NETWORKS=0.0.0.0/0", "warning"),
-        ("GUANACO_DBGPT_NETWORKS=10.0.0.0/8", "ok"),
-        ("GUANACO_WORKER_NETWORKS=::/0", "warning"),
-        ("GUANACO_METRICS_NETWORKS=0.0.0.0/1", "warning"),
+        (f"ann: {KEY}", 0o644, "warning", "can read"),
+        (f"ann: {KEY}", 0o666, "failure", "can change"),
+        ("ann: short", 0o600, "failure", "line 1"),
+        ("# nobody yet", 0o600, "warning", "holds no key"),
     ],
 )
-def test_a_network_of_almost_everybody_is_a_warning(line: str, status: str) -> None:
-    assert examined(f"GUANACO_API_KEYS={KEY}", line).status == status
+def test_a_file_of_keys_is_looked_at(
+    tmp_path: Path, text: str, mode: int, status: str, told: str
+) -> None:
+    finding = examined(api_keys_file=file_of(tmp_path, text, mode))
+
+    assert (finding.status, told in finding.text) == (status, True)

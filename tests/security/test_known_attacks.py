@@ -209,7 +209,7 @@ async def test_a_compressed_body_is_not_unpacked(server: Server) -> None:
 
     answer = await server.send("POST", CHAT, content=BOMB, headers={"Content-Encoding": "gzip"})
 
-    assert answer.status_code in (400, 415)
+    assert answer.status_code == 415
     assert server.engine.requests == []
     assert time.monotonic() - start < 5
 

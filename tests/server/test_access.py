@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from dbgpt_guanaco.errors import ConfigurationError
-from dbgpt_guanaco.server.access import check_access
 from dbgpt_guanaco.server.app import create_app
+from dbgpt_guanaco.server.keys import check_access
 from dbgpt_guanaco.settings import AccessSettings, ClusterSettings
 
 KEY, ADMIN_KEY = "a-key-of-somebody", "the-key-of-the-admin"

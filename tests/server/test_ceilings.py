@@ -52,8 +52,8 @@ def test_every_field_that_a_route_takes_has_a_ceiling() -> None:
     found: list[str] = []
     for path, methods in described["paths"].items():
         for method, route in methods.items():
-            # Paths and queries are no longer than a request's head may be; numbers have no excuse.
-            asked = [p["schema"] for p in route.get("parameters", ()) if p["in"] != "path"]
+            # Paths and headers are no longer than a request's head may be.
+            asked = [p["schema"] for p in route.get("parameters", ()) if p["in"] == "query"]
             found += open_ends([asked, route.get("requestBody")], f"{method} {path}")
     bodies = {
         name: schema

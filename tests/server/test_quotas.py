@@ -9,8 +9,8 @@ from fakes import PROMPT_TOKENS, ScriptedEmbedder, ScriptedEngine
 from pydantic import SecretStr
 
 from dbgpt_guanaco.errors import ConfigurationError, QuotaExceededError
-from dbgpt_guanaco.server.access import check_access
 from dbgpt_guanaco.server.app import create_app
+from dbgpt_guanaco.server.keys import check_access
 from dbgpt_guanaco.server.quotas import Quota
 from dbgpt_guanaco.settings import AccessSettings
 

@@ -58,6 +58,9 @@ export class Server {
   async #request(path, options) {
     const response = await this.#fetch(path, options);
     if (response.ok) return response;
+    if (response.status === 401) {
+      throw new ServerError('', { key: this.key ? 'keyWrong' : 'keyNeeded', status: 401 });
+    }
     throw await refusal(response);
   }
 

@@ -38,6 +38,7 @@ class App {
   #preferredModel;
   #health; // undefined until the first look, null while the server is away
   #watch = new HealthWatch(this.#server, (health) => this.#onHealth(health));
+  #hasAskedForKey = false;
   #running = null; // AbortController of the answer being written
 
   constructor() {
@@ -256,8 +257,15 @@ class App {
       this.#models.offer(models, this.#preferredModel, this.#language);
       this.#say('');
     } catch (error) {
-      if (error instanceof ServerError && error.status === 401) this.#say('keyNeeded');
+      if (error instanceof ServerError && error.status === 401) this.#askForKey(error.key);
     }
+  }
+
+  /** Say which is wrong, a key or none; show the field for it, but once: the reader may close it. */
+  #askForKey(problem) {
+    this.#say(problem);
+    if (!this.#hasAskedForKey) this.#panel.open('input[name=key]');
+    this.#hasAskedForKey = true;
   }
 
   #onModel() {

@@ -18,11 +18,12 @@ export class SettingsPanel {
     this.#isNarrow.addEventListener('change', () => this.#coverRest());
   }
 
-  open() {
+  /** Show the panel, and put the cursor into its first field or another one. */
+  open(field = 'textarea') {
     this.#panel.hidden = false;
     this.#toggle.setAttribute('aria-expanded', 'true');
     this.#coverRest();
-    this.#panel.querySelector('textarea').focus();
+    this.#panel.querySelector(field).focus();
   }
 
   close() {
