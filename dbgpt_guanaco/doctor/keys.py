@@ -1,4 +1,4 @@
-"""Who may use the server: keys, who can read them, and who is let in without one."""
+"""Who may use the server: keys, and where it can be reached from."""
 
 from dbgpt_guanaco.doctor.configuration import privacy
 from dbgpt_guanaco.doctor.findings import Finding, failure, ok, warning
@@ -28,21 +28,3 @@ def keys(setup: Setup) -> Finding:
         f"whoever reaches {host} can use the model, because there are no keys",
         "GUANACO_API_KEYS, or whatever GUANACO_ALLOW_NO_KEYS relies on",
     )
-
-
-def _wide(settings: Settings, access: Any) -> Iterator[str]:  # noqa: ANN401
-    """Yield the networks that let almost everybody in without a key."""
-    lists = {
-        "GUANACO_DBGPT_NETWORKS": access.dbgpt_networks,
-        "GUANACO_WORKER_NETWORKS": settings.cluster.worker_networks,
-        "GUANACO_METRICS_NETWORKS": access.metrics_networks,
-    }
-    for name, networks in lists.items():
-        for network in networks:
-            if network.prefixlen < WIDEST[network.version]:
-                yield f"{name}={network} lets in almost everybody; name the machines that you know"
-
-
-def _nobody(access: Any, found: Any) -> Iterator[str]:  # noqa: ANN401
-    if access.needs_keys and not found.names:
-        yield f"GUANACO_API_KEYS_FILE={access.api_keys_file} holds no key, so nobody gets in"

@@ -16,7 +16,6 @@ from sse_starlette.sse import AppStatus
 from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.environment import load_settings
 from dbgpt_guanaco.errors import ConfigurationError, GuanacoError
-from dbgpt_guanaco.server.access import check_access
 from dbgpt_guanaco.server.app import create_app
 from dbgpt_guanaco.server.connections import PatientConnection
 from dbgpt_guanaco.server.graceful import GracefulServer

@@ -13,7 +13,9 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/metrics")
-async def metrics(metrics: MetricsDep, accept: Annotated[str, Header(max_length=4096)] = "") -> Response:
+async def metrics(
+    metrics: MetricsDep, accept: Annotated[str, Header(max_length=4096)] = ""
+) -> Response:
     """Return every metric, written in a thread of its own so that no stream waits for it."""
     encode, media_type = choose_encoder(accept)
     body = await asyncio.to_thread(encode, metrics.registry)

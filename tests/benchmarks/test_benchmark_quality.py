@@ -33,8 +33,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Wide enough for the AVX-512 kernels to pack.
-    sizes = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
-    return make_bpe_tokenizer(make_model(tmp_path_factory.mktemp("quality") / "tiny", **sizes))
+    folder = tmp_path_factory.mktemp("quality") / "tiny"
+    make_model(folder, hidden_size=128, intermediate_size=192, head_dim=32)
+    return make_bpe_tokenizer(folder)
 
 
 def test_every_token_but_the_first_is_scored_once_and_sees_enough_before_it() -> None:

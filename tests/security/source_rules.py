@@ -161,9 +161,9 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
     ),
     "sockets": (
         imports("socket", "socketserver", "ssl", "telnetlib", "ftplib", "smtplib"),
-        frozenset({"server/__main__.py", "server/addresses.py", "doctor/port.py",
-                   "server/connections.py",
-                   "dbgpt_plugin/connection.py"}),
+        frozenset({"server/__main__.py", "server/addresses.py", "server/connections.py",
+                   "server/graceful.py", "server/supervisor.py",  # take the port; tell systemd
+                   "doctor/port.py", "dbgpt_plugin/connection.py"}),
     ),
     "files sent or taken over HTTP": (
         any_of(
