@@ -1,4 +1,4 @@
-"""Nothing measures a time by the wall clock, which jumps; it is only told."""
+"""Nothing measures a time by the wall clock, which jumps; it is only told, or examined itself."""
 
 import re
 from pathlib import Path
@@ -14,6 +14,8 @@ TOLD = {
     "server/instances.py": 1,
     "server/exchange.py": 1,
 }
+# The doctor asks whether it is right.
+EXAMINED = {"doctor/controllers.py": 1, "doctor/surroundings.py": 1}
 
 
 def test_the_wall_clock_is_read_only_to_be_told() -> None:
@@ -22,4 +24,4 @@ def test_the_wall_clock_is_read_only_to_be_told() -> None:
         for path in PACKAGE.rglob("*.py")
     }
 
-    assert {path: count for path, count in found.items() if count} == TOLD
+    assert {path: count for path, count in found.items() if count} == TOLD | EXAMINED
