@@ -198,7 +198,7 @@ async def test_a_rebuilt_engine_takes_no_more_memory_than_the_old_one(make: Make
         kept = (engine._machinery._cache, engine._machinery._runner)
         raise RuntimeError(f"{len(kept)} parts are in this frame")
 
-    engine._machinery.run = fail  # type: ignore[method-assign] # a fault
+    engine._machinery.run = fail  # type: ignore[assignment, method-assign] # a fault
     warm_up = engine._machinery.warm_up
 
     def mended() -> None:
