@@ -1,13 +1,17 @@
 """How much memory a device has free, what a computation takes of it, and what an error keeps."""
 
 import gc
+import inspect
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import torch
 
 from dbgpt_guanaco.adapters.memory import free_memory_bytes
+
+_MAY_GO_ON = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Memory(Protocol):
@@ -67,13 +71,17 @@ def memory_of(device: torch.device) -> Memory:
 def forget_frames(error: BaseException | None) -> None:
     """Let an error, and those that it came from, keep nothing alive that failed code held.
 
-    Whoever waits for an answer gets the error, and with its frames every tensor in them.
+    Whoever waits for an answer gets the error, and with its frames every tensor in them. Frames
+    of coroutines and generators are left alone: they are the readers', and may go on.
     """
     left, seen = [error], set[int]()
     while left:
         one = left.pop()
         if one is not None and id(one) not in seen:
             seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
+            for frame, _ in traceback.walk_tb(one.__traceback__):
+                if not frame.f_code.co_flags & _MAY_GO_ON:
+                    with suppress(RuntimeError):  # it runs: it has caught the error
+                        frame.clear()
             left += [one.__cause__, one.__context__]
     gc.collect()

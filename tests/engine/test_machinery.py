@@ -161,6 +161,28 @@ def test_errors_that_go_round_in_a_circle_are_forgotten_too() -> None:
     forget_frames(None)
 
 
+async def test_a_reader_that_has_caught_the_error_goes_on() -> None:
+    """Clearing the frame of a coroutine that waits would end it."""
+    caught, may_go_on = list[Exception](), asyncio.Event()
+
+    async def read() -> str:
+        try:
+            raise OutOfMemoryError("told to a reader")  # noqa: TRY301 - this frame is wanted in it
+        except OutOfMemoryError as error:
+            caught.append(error)
+        await may_go_on.wait()
+        return "to its end"
+
+    reader = asyncio.create_task(read())
+    while not caught:  # noqa: ASYNC110 - it needs a turn, no more
+        await asyncio.sleep(0)
+
+    forget_frames(caught[0])
+    may_go_on.set()
+
+    assert await asyncio.wait_for(reader, timeout=5) == "to its end"
+
+
 class Narrow:
     """Passes that have memory for so many tokens and no more.
 
