@@ -34,6 +34,11 @@ THINKING = (
     "{% else %}{{ m.content }}{% endif %}</s>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+# Its tokenizer knows " and" as one word.
+WITHOUT_BORDER = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %} a{{ m.content }}"
+    "</s>{% endif %}{% endfor %}{% if add_generation_prompt %} a{% endif %}"
+)
 OPENED_OTHERWISE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<thinking>{% endif %}"
@@ -225,9 +230,28 @@ def test_answers_that_are_written_otherwise_later_are_taught_one_at_a_time(own: 
     assert (maker.counts.split, maker.counts.unfit) == (1, 0)
 
 
-def test_an_answer_that_does_not_go_on_from_its_prompt_is_left_out(own: Any) -> None:
+@pytest.mark.parametrize(
+    ("chat_template", "answer"), [(OPENED_OTHERWISE, "Hello."), (WITHOUT_BORDER, "nd so.")]
+)
+def test_an_answer_that_does_not_go_on_from_its_prompt_is_left_out(
+    own: Any, chat_template: str, answer: str
+) -> None:
+    family = own(chat_template)
+    maker = ExampleMaker(family, 1000, VOCABULARY)
+
     with pytest.raises(DataError, match="1 answers do not go on from their prompt"):
-        make(own(OPENED_OTHERWISE), talk("Hi", "Hello."))
+        maker.make_all([talk("Hi", answer)])
+    assert maker.counts.unfit == 1
+
+
+def test_an_answer_with_a_border_is_learned_beside_one_without(own: Any) -> None:
+    family = own(WITHOUT_BORDER)
+    maker = ExampleMaker(family, 1000, VOCABULARY)
+
+    examples = maker.make_all([talk("Hi", "nd so.", "Why?", ". So.", "And?", "nd now.")])
+
+    assert [text for e in examples for text in learned(family, e)] == [". So.</s>"]
+    assert maker.counts.unfit == 2
 
 
 def test_a_model_without_eos_is_refused(own: Any) -> None:

@@ -132,6 +132,24 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_only_what_came_after_the_last_st
     assert_same(out, undisturbed)
 
 
+def test_it_ends_as_it_should_when_only_the_last_look_was_missing(
+    job: tuple[Path, Path], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("dbgpt_guanaco.training.finetuning.check_reloaded", interrupted)
+        code, _, err = run("finetune", *job, "--out", out, *LONG)
+
+    assert code == 130
+    assert "the state of step 9 is saved" in err
+    assert not (partial_folder(out) / "model").exists()
+    assert run("finetune", *job, "--out", out, *LONG, "--resume", "--json")[0] == 0
+    assert_same(out, undisturbed)
+
+
 def test_ctrl_c_before_the_first_state_leaves_nothing(
     job: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
