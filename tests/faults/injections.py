@@ -90,6 +90,12 @@ def in_pass(error: BaseException, more: int = 0) -> Callable[[Stage, threading.E
     return inject
 
 
+def no_memory_for_prompts(stage: Stage, when: threading.Event, patch: Patch) -> None:
+    """Strike the second try as well, in which the batching engine takes half of the prompts."""
+    again = int(stage.is_batching)
+    in_pass(no_memory(), more=again)(stage, when, patch)
+
+
 def nan_logits(stage: Stage, when: threading.Event, _: Patch) -> None:
     strike, poisoned = Strike(ArithmeticError(), times(stage), when, patience(stage)), list[bool]()
 
@@ -150,7 +156,7 @@ def no_memory() -> torch.OutOfMemoryError:
 
 OOM = (NO_MEMORY, NO_MEMORY_OF_2023)
 FAULTS = (
-    Fault("out of memory in prefill", in_pass(no_memory()), OOM, is_in_prefill=True),
+    Fault("out of memory in prefill", no_memory_for_prompts, OOM, is_in_prefill=True),
     Fault("out of memory in decode", in_pass(no_memory()), OOM),
     Fault("an exception in the model's pass, in prefill", in_pass(RuntimeError("no")),
           is_in_prefill=True),
