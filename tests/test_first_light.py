@@ -186,7 +186,7 @@ def test_a_client_that_leaves_frees_its_place(
     def leave() -> float:
         with socket.create_connection((host, port)) as connection:
             connection.sendall(
-                f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 f"Content-Length: {len(content)}\r\n\r\n".encode()
                 + content
             )

@@ -93,7 +93,7 @@ class AccessSettings(Group):
 
     @field_validator("dbgpt_networks", "metrics_networks", mode="before")
     @classmethod
-    def _are_networks(cls, value: object) -> object:
+    def _are_client_networks(cls, value: object) -> object:
         return networks_of(value)
 
     @field_validator("api_keys")

@@ -39,7 +39,7 @@ class ClusterSettings(Group):
 
     @field_validator("worker_networks", mode="before")
     @classmethod
-    def _are_networks(cls, value: object) -> object:
+    def _are_worker_networks(cls, value: object) -> object:
         return networks_of(value)
 
     @field_validator("controllers")

@@ -94,7 +94,7 @@ def test_a_gpu_is_named_by_its_memory() -> None:
 @pytest.mark.parametrize(
     ("name", "size", "best", "streams"),
     [
-        ("guanaco-7b", "24GB", "none", 6),
+        ("guanaco-7b", "24GB", "none", 7),
         ("guanaco-33b", "24GB", "nf4", 1),
         ("guanaco-65b", "24GB", None, 0),
         ("guanaco-65b-merged", "48GB", "nf4", 1),

@@ -60,7 +60,9 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_end(
     takes_s = time.monotonic() - begin
     moments, killed, begun = random.Random(5), 0, 0
 
-    for number in range(12):
+    for number in range(30):  # a run's time varies, so a moment may come after its end
+        if killed >= 6 and begun >= 2:
+            return
         out = tmp_path / f"out-{number}"
         moment = moments.uniform(0, takes_s)
         status, _ = commands.run(*jobs[job], "--out", out, kill_after_s=moment)
@@ -75,8 +77,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_end(
         assert hashes(out) == hashes(undisturbed)
         assert not partial_folder(out).exists() or status == signal.SIGKILL
 
-    assert killed >= 6
-    assert begun >= 2
+    pytest.fail(f"{killed} of 30 runs were killed, {begun} of them while they wrote")
 
 
 MIB = 2**20

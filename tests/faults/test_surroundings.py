@@ -62,7 +62,7 @@ def test_a_client_that_never_reads_holds_up_nobody(stage: Stage, record: Record)
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         deaf.connect(("127.0.0.1", int(stage.address.rpartition(":")[2])))
         deaf.sendall(
-            b"POST /generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+            b"POST /generate_stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
             % (len(body), body)
         )
         seen = results(stage.ask_all())
