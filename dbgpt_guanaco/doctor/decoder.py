@@ -22,4 +22,5 @@ def cpu_decoder(setup: Setup) -> Finding:
         decoder_structs.load()
     except ConfigurationError as error:
         return warning(f"{error}; {SLOWER}", "sudo apt-get install --reinstall g++ libgomp1")
-    return ok("compiled for this CPU (AVX-512 with bfloat16)")
+    has_bf16 = not compiled.missing_cpu_flags("avx512_bf16")
+    return ok(f"compiled for this CPU (AVX-512 {'with' if has_bf16 else 'without'} bfloat16)")

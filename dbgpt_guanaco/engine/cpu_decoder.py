@@ -5,7 +5,6 @@ Gives what transformers' code gives, up to rounding, without its Python between 
 transformers' code. Weights stay where they are: there is no second copy.
 """
 
-import importlib
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +30,7 @@ from dbgpt_guanaco.engine.kernels.decoder_structs import (
     Shape,
 )
 from dbgpt_guanaco.engine.lora_tables import LoraTables
+from dbgpt_guanaco.engine.packed_linear import pack, route_call
 from dbgpt_guanaco.engine.passes import Passes, positions_of, slots_of
 from dbgpt_guanaco.errors import ConfigurationError
 
@@ -188,8 +188,8 @@ class CpuDecoder:
         if type(layer) is nn.Linear:
             weight = self._pointer(layer.weight)
             return Linear(weight=weight, bias=bias, inputs=inputs, outputs=outputs, kind=PLAIN)
-        state = _packed(layer)
-        return Linear(
+        state = pack(layer)
+        weights = Linear(
             weight=self._pointer(layer.weight.data),
             scales=self._pointer(state.absmax),
             bias=bias,
@@ -197,6 +197,8 @@ class CpuDecoder:
             outputs=outputs,
             kind=NF4,
         )
+        route_call(layer, self._library, weights)
+        return weights
 
     def _pointer(self, tensor: Tensor) -> int:
         """Return where a tensor is, and keep it there."""
@@ -236,15 +238,6 @@ def _wrong_cache(model: Any, cache: KVCache) -> str | None:  # noqa: ANN401
     ):
         return None
     return f"keys and values are not bfloat16 of {shape} in blocks of {BLOCK_TOKENS} tokens"
-
-
-def _packed(layer: Any) -> Any:  # noqa: ANN401
-    """Return the state of an NF4 layer, packed as the layer's own call would have packed it."""
-    state = layer.weight.quant_state
-    if not getattr(state, "packing_format_for_cpu", False):
-        pack = importlib.import_module("bitsandbytes.functional")._convert_weight_packed_for_cpu
-        layer.weight.data, state = pack(layer.weight.data, state)
-    return state
 
 
 def _tables(spans: Sequence[Span]) -> tuple["array[int]", "array[int]"]:

@@ -63,13 +63,16 @@ class FirstPass:
         self._model.set_attn_implementation(self._own_attention)
         expected = self._model(input_ids=self._ids[None], use_cache=False).logits[0].float()
         self._model.set_attn_implementation(attention.NAME)
+        self._check_own(expected)
+        faster = self._recorded() if self._device.type == "cuda" else self._compiled(expected)
+        return faster or self._passes
+
+    def _check_own(self, expected: Tensor) -> None:
         error = difference(self._probed(self._passes), expected)
         if not error < MAX_DIFFERENCE:
             raise GenerationFailedError(
                 f"the model's attention gives other logits over blocks (relative error {error:.2g})"
             )
-        faster = self._recorded() if self._device.type == "cuda" else self._compiled(expected)
-        return faster or self._passes
 
     def _compiled(self, expected: Tensor) -> Passes | None:
         try:
@@ -80,6 +83,7 @@ class FirstPass:
         off = difference(self._probed(compiled), expected)
         if not off < MAX_DIFFERENCE:
             logger.warning("the compiled decoder is not used: it is off by %.2g", off)
+            self._check_own(expected)  # its layers may have been packed meanwhile
             return None
         logger.info("the compiled decoder is used")
         return CompiledPasses(compiled, self._passes)

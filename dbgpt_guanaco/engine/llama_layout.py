@@ -26,8 +26,8 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 # Where the calls of layers may lead instead of to their own class.
 _HOMES = {
-    "Linear": "dbgpt_guanaco.adapters.cpu_linear",
-    "Linear4bit": "dbgpt_guanaco.adapters.linear4bit",
+    "Linear": ("dbgpt_guanaco.adapters.cpu_linear",),
+    "Linear4bit": ("dbgpt_guanaco.adapters.linear4bit", "dbgpt_guanaco.engine.packed_linear"),
 }
 
 
@@ -103,9 +103,9 @@ def _wrong_call(model: Any) -> str | None:  # noqa: ANN401
 
 
 def _is_own_call(part: nn.Module) -> bool:
-    """Only ``cpu_linear`` or ``linear4bit`` changed the call, and they leave the sums alone."""
-    home, call = _HOMES.get(type(part).__name__), part.forward
-    return home is not None and isinstance(call, partial) and call.func.__module__ == home
+    """Only these changed the call, and they leave the sums alone."""
+    homes, call = _HOMES.get(type(part).__name__, ()), part.forward
+    return isinstance(call, partial) and call.func.__module__ in homes
 
 
 def _wrong_size(model: Any) -> str | None:  # noqa: ANN401
@@ -175,7 +175,7 @@ def _wrong_linear(layer: Any) -> str | None:  # noqa: ANN401
     state = getattr(layer.weight, "quant_state", None)
     if state is None or state.quant_type != "nf4" or state.blocksize != NF4_GROUP:
         return f"its weights are not NF4 in blocks of {NF4_GROUP}"
-    if layer.compute_dtype not in (None, torch.bfloat16) or not layer.support_avx512bf16_for_cpu:
+    if layer.compute_dtype not in (None, torch.bfloat16):
         return "bitsandbytes would not compute in bfloat16"
     outputs, inputs = state.shape
     if outputs % NF4_COLUMNS or inputs % NF4_GROUP:

@@ -110,12 +110,10 @@ private:
         __m512 even[Q], odd[Q];
         for (int i = 0; i < Q; ++i) even[i] = odd[i] = _mm512_setzero_ps();
         for (int p = 0; p < shape_.size / 2; p += 2) {
-            const auto left = reinterpret_cast<__m512bh>(pairs_[p]);
-            const auto right = reinterpret_cast<__m512bh>(pairs_[p + 1]);
             for (int i = 0; i < Q; ++i) {
                 const bf16* query = queries_[first + i] + 2 * p;
-                even[i] = _mm512_dpbf16_ps(even[i], broadcast_pair(query), left);
-                odd[i] = _mm512_dpbf16_ps(odd[i], broadcast_pair(query + 2), right);
+                even[i] = dot(even[i], broadcast_pair(query), pairs_[p]);
+                odd[i] = dot(odd[i], broadcast_pair(query + 2), pairs_[p + 1]);
             }
         }
         for (int i = 0; i < Q; ++i) {
@@ -208,10 +206,9 @@ private:
         for (int p = 0; p < BLOCK / 2; ++p) {
             for (int i = 0; i < Q; ++i) {
                 const auto* weights = reinterpret_cast<const bf16*>(scores_[first + i]) + column;
-                const __m512bh pair = broadcast_pair(weights + 2 * p);
-                left[i] = _mm512_dpbf16_ps(left[i], pair, reinterpret_cast<__m512bh>(pairs_[2 * p]));
-                right[i] =
-                    _mm512_dpbf16_ps(right[i], pair, reinterpret_cast<__m512bh>(pairs_[2 * p + 1]));
+                const __m512i pair = broadcast_pair(weights + 2 * p);
+                left[i] = dot(left[i], pair, pairs_[2 * p]);
+                right[i] = dot(right[i], pair, pairs_[2 * p + 1]);
             }
         }
         for (int i = 0; i < Q; ++i) {

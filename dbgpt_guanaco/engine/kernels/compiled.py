@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 COMPILERS = ("g++", "clang++")
-CPU_FLAGS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
+CPU_FLAGS = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 COMPILE_S = 120
 VERSION_S = 10
 _SOURCES = Path(__file__).parent
@@ -39,10 +39,10 @@ def why_not() -> str | None:
     return None
 
 
-def missing_cpu_flags() -> list[str]:
-    """Return what the kernels need and this CPU has not."""
+def missing_cpu_flags(*wanted: str) -> list[str]:
+    """Return what this CPU has not, of what is wanted, or of what the kernels need."""
     flags = _cpu_flags().split()
-    return [flag for flag in CPU_FLAGS if flag not in flags]
+    return [flag for flag in wanted or CPU_FLAGS if flag not in flags]
 
 
 def load(main: str, headers: Sequence[str]) -> ctypes.CDLL:

@@ -95,6 +95,26 @@ private:
     std::int64_t tokens_, rows_, columns_, across_;
 };
 
+void multiply(const Linear& l, const bf16* x, const Place& at, float* tile) {
+    const bf16* rows = x + at.row * l.inputs;
+    // The last tile may be cut off: packed weights end there.
+    const int columns = static_cast<int>(std::min<std::int64_t>(
+        at.columns, ceil_div(l.outputs - at.column, COLUMNS) * COLUMNS));
+    apply(l, rows, at.rows, at.column, columns, tile, at.columns);
+}
+
+// Calls write(row, column, index in the tile, lanes) for every sixteen numbers.
+template <class Write>
+void each(const Place& at, std::int64_t outputs, Write write) {
+    for (int r = 0; r < at.rows; ++r) {
+        for (int c = 0; c < at.columns && at.column + c < outputs; c += LANES) {
+            const auto left = static_cast<int>(std::min<std::int64_t>(
+                LANES, outputs - at.column - c));
+            write(at.row + r, at.column + c, r * at.columns + c, first_lanes(left));
+        }
+    }
+}
+
 // One thread's view of a pass. All go through the same phases.
 class Worker {
 public:
@@ -295,26 +315,6 @@ private:
         });
     }
 
-    static void multiply(const Linear& l, const bf16* x, const Place& at, float* tile) {
-        const bf16* rows = x + at.row * l.inputs;
-        // The last tile may be cut off: packed weights end there.
-        const int columns = static_cast<int>(std::min<std::int64_t>(
-            at.columns, ceil_div(l.outputs - at.column, COLUMNS) * COLUMNS));
-        apply(l, rows, at.rows, at.column, columns, tile, at.columns);
-    }
-
-    // Calls write(row, column, index in the tile, lanes) for every sixteen numbers.
-    template <class Write>
-    static void each(const Place& at, std::int64_t outputs, Write write) {
-        for (int r = 0; r < at.rows; ++r) {
-            for (int c = 0; c < at.columns && at.column + c < outputs; c += LANES) {
-                const auto left = static_cast<int>(std::min<std::int64_t>(
-                    LANES, outputs - at.column - c));
-                write(at.row + r, at.column + c, r * at.columns + c, first_lanes(left));
-            }
-        }
-    }
-
     bf16* hidden(std::int64_t token) const { return pass_.hidden + token * model_.hidden; }
 
     const Model& model_;
@@ -345,6 +345,21 @@ std::int64_t guanaco_scratch_size(const Model* model, std::int64_t tokens, std::
 
 std::int64_t guanaco_phase_bytes(const Model* model) {
     return (model->num_layers * PHASES + 2) * sizeof(Phase);
+}
+
+// out [rows, outputs] = what a layer gives for x [rows, inputs].
+void guanaco_multiply(const Linear* layer, const bf16* x, std::int64_t rows, bf16* out,
+                      std::int64_t threads) {
+    const Tiling tiles(rows, layer->outputs, static_cast<int>(threads), 4);
+#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(threads))
+    for (std::int64_t unit = 0; unit < tiles.units; ++unit) {
+        alignas(64) float tile[TILE_FLOATS];
+        const Place at = tiles.place(unit);
+        multiply(*layer, x, at, tile);
+        each(at, layer->outputs, [&](std::int64_t row, std::int64_t column, int i, __mmask16 here) {
+            store(out + row * layer->outputs + column, _mm512_load_ps(tile + i), here);
+        });
+    }
 }
 
 void guanaco_run(const Model* model, const Pass* pass) {

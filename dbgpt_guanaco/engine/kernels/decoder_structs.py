@@ -140,6 +140,14 @@ def load() -> ctypes.CDLL:
     library.guanaco_scratch_size.restype = c_int64
     library.guanaco_phase_bytes.argtypes = (ctypes.POINTER(Model),)
     library.guanaco_phase_bytes.restype = c_int64
+    library.guanaco_multiply.argtypes = (
+        ctypes.POINTER(Linear),
+        c_void_p,
+        c_int64,
+        c_void_p,
+        c_int64,
+    )
+    library.guanaco_multiply.restype = None
     library.guanaco_run.argtypes = (ctypes.POINTER(Model), ctypes.POINTER(Pass))
     library.guanaco_run.restype = None
     return library

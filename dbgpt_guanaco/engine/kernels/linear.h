@@ -33,29 +33,60 @@ constexpr int GROUP = 64;  // inputs that share a scale
 constexpr int PAIRS = GROUP / 2;
 constexpr int AHEAD = 2048;          // bytes to be fetched early
 
-inline __m512i table() {
-    // The 16 values of NF4 in bfloat16, twice, for 32 lanes.
-    const float values[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f,
+// The 16 values of NF4.
+constexpr float VALUES[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f,
                               -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
                               -0.09105003625154495f, 0.0f, 0.07958029955625534f,
                               0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
                               0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
-    const __m256i once = narrow(_mm512_loadu_ps(values));
-    return _mm512_inserti64x4(_mm512_castsi256_si512(once), once, 1);
-}
 
-struct Pair {
-    __m512bh left, right;  // columns 0..15 and 16..31
-};
-
-inline Pair decode(const std::uint8_t* bytes, __m512i table) {
-    const __m512i wide =
-        _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)));
-    const __m512i low = _mm512_and_si512(wide, _mm512_set1_epi16(15));
-    const __m512i high = _mm512_srli_epi16(wide, 4);
-    return {reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(low, table)),
-            reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(high, table))};
+// sum[r] += the products of 64 inputs of row r with the codes of two times 16 columns, before
+// they are scaled.
+#ifdef __AVX512BF16__
+template <int R>
+void add_group(const std::uint8_t* weight, const bf16* x, std::int64_t ldx, __m512 (&sum)[R][2]) {
+    const __m256i once = narrow(_mm512_loadu_ps(VALUES));
+    const __m512i values = _mm512_inserti64x4(_mm512_castsi256_si512(once), once, 1);
+    for (int p = 0; p < PAIRS; ++p, weight += 32) {
+        _mm_prefetch(weight + AHEAD, _MM_HINT_T0);
+        const __m512i codes =
+            _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight)));
+        const __m512i left = _mm512_permutexvar_epi16(
+            _mm512_and_si512(codes, _mm512_set1_epi16(15)), values);
+        const __m512i right = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), values);
+        for (int r = 0; r < R; ++r) {
+            const __m512i input = broadcast_pair(x + r * ldx + 2 * p);
+            sum[r][0] = dot(sum[r][0], input, left);
+            sum[r][1] = dot(sum[r][1], input, right);
+        }
+    }
 }
+#else
+template <int R>
+void add_group(const std::uint8_t* weight, const bf16* x, std::int64_t ldx, __m512 (&sum)[R][2]) {
+    const __m512 values = rounded(_mm512_loadu_ps(VALUES));
+    alignas(64) float inputs[R][GROUP];
+    for (int r = 0; r < R; ++r)
+        for (int i = 0; i < GROUP; i += LANES) _mm512_store_ps(inputs[r] + i, load(x + r * ldx + i));
+    for (int p = 0; p < PAIRS; ++p, weight += 32) {
+        _mm_prefetch(weight + AHEAD, _MM_HINT_T0);
+        // Four codes to a lane; a permutation looks at the lowest alone.
+        const __m512i codes =
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight)));
+        const auto decoded = [&](int shift) {
+            return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, shift), values);
+        };
+        const __m512 left[] = {decoded(0), decoded(8)}, right[] = {decoded(4), decoded(12)};
+        for (const int i : {1, 0}) {  // the order of dpbf16
+            for (int r = 0; r < R; ++r) {
+                const __m512 input = _mm512_set1_ps(inputs[r][2 * p + i]);
+                sum[r][0] = _mm512_fmadd_ps(input, left[i], sum[r][0]);
+                sum[r][1] = _mm512_fmadd_ps(input, right[i], sum[r][1]);
+            }
+        }
+    }
+}
+#endif
 
 inline const std::uint8_t* block_of(const Linear& l, std::int64_t column) {
     return static_cast<const std::uint8_t*>(l.weight) + column * (l.inputs / 2);
@@ -65,7 +96,6 @@ inline const std::uint8_t* block_of(const Linear& l, std::int64_t column) {
 // rows: that costs less than to write them down.
 template <int R>
 void products(const Linear& l, const bf16* x, std::int64_t column, float* out, int ldo) {
-    const __m512i values = table();
     const std::uint8_t* weight = block_of(l, column);
     const bf16* scale = l.scales + column;
     __m512 total[R][2];
@@ -73,20 +103,13 @@ void products(const Linear& l, const bf16* x, std::int64_t column, float* out, i
     for (std::int64_t k = 0; k < l.inputs; k += GROUP) {
         __m512 sum[R][2];
         for (auto& row : sum) row[0] = row[1] = _mm512_setzero_ps();
-        for (int p = 0; p < PAIRS; ++p, weight += 32) {
-            _mm_prefetch(weight + AHEAD, _MM_HINT_T0);
-            const Pair w = decode(weight, values);
-            for (int r = 0; r < R; ++r) {
-                const __m512bh input = broadcast_pair(x + r * l.inputs + k + 2 * p);
-                sum[r][0] = _mm512_dpbf16_ps(sum[r][0], input, w.left);
-                sum[r][1] = _mm512_dpbf16_ps(sum[r][1], input, w.right);
-            }
-        }
+        add_group<R>(weight, x + k, l.inputs, sum);
         const __m512 left = load(scale), right = load(scale + LANES);
         for (int r = 0; r < R; ++r) {
             total[r][0] = _mm512_fmadd_ps(sum[r][0], left, total[r][0]);
             total[r][1] = _mm512_fmadd_ps(sum[r][1], right, total[r][1]);
         }
+        weight += 32 * PAIRS;
         scale += l.outputs;
     }
     for (int r = 0; r < R; ++r) {
@@ -132,20 +155,20 @@ void products(const Linear& l, const bf16* x, std::int64_t column, std::int64_t 
             for (int r = 0; r < R; ++r) own[u][r] = _mm512_setzero_ps();
         }
         for (std::int64_t k = 0; k < whole; k += 32) {
-            __m512bh input[R];
-            for (int r = 0; r < R; ++r) input[r] = load_pairs(x + r * l.inputs + k);
+            __m512i input[R];
+            for (int r = 0; r < R; ++r) input[r] = _mm512_loadu_si512(x + r * l.inputs + k);
             for (int u = 0; u < U; ++u) {
-                const __m512bh w = load_pairs(weight[u] + k);
+                const __m512i w = _mm512_loadu_si512(weight[u] + k);
                 if (ahead) _mm_prefetch(weight[u] + k + ahead, _MM_HINT_T1);
-                for (int r = 0; r < R; ++r) own[u][r] = _mm512_dpbf16_ps(own[u][r], input[r], w);
+                for (int r = 0; r < R; ++r) own[u][r] = dot(own[u][r], input[r], w);
             }
         }
         if (rest) {
             for (int u = 0; u < U; ++u) {
-                const __m512bh w = load_pairs(weight[u] + whole, rest);
+                const __m512i w = _mm512_maskz_loadu_epi16(rest, weight[u] + whole);
                 for (int r = 0; r < R; ++r)
-                    own[u][r] = _mm512_dpbf16_ps(own[u][r],
-                                                 load_pairs(x + r * l.inputs + whole, rest), w);
+                    own[u][r] = dot(
+                        own[u][r], _mm512_maskz_loadu_epi16(rest, x + r * l.inputs + whole), w);
             }
         }
         for (int u = 0; u < U; ++u)

@@ -47,10 +47,10 @@ inline void expand(const Pair& pair, const bf16* low, std::int64_t padded, std::
     const std::int64_t pairs = pair.rank / 2;
     const bf16* b = pair.b + 2 * column;
     const auto step = [&](int part, std::int64_t p) {
-        const __m512bh input = broadcast_pair(low + 2 * p);
+        const __m512i input = broadcast_pair(low + 2 * p);
         const bf16* at = b + 2 * p * padded;
-        sum[part][0] = _mm512_dpbf16_ps(sum[part][0], input, load_pairs(at));
-        sum[part][1] = _mm512_dpbf16_ps(sum[part][1], input, load_pairs(at + 2 * LANES));
+        sum[part][0] = dot(sum[part][0], input, _mm512_loadu_si512(at));
+        sum[part][1] = dot(sum[part][1], input, _mm512_loadu_si512(at + 2 * LANES));
     };
     std::int64_t p = 0;
     for (; p + 2 <= pairs; p += 2) {

@@ -1,4 +1,7 @@
 // Sixteen floats at a time: bfloat16 in memory, float32 in registers, rounding to nearest even.
+//
+// A CPU without instructions for bfloat16 takes more of them to the same results, denormal
+// numbers aside.
 #pragma once
 
 #include <immintrin.h>
@@ -20,7 +23,18 @@ inline __m512 widen(__m256i halves) {
 }
 
 inline __m256i narrow(__m512 floats) {
+#ifdef __AVX512BF16__
     return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(floats));
+#else
+    const __m512i bits = _mm512_castps_si512(floats);
+    const __m512i is_odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7FFF)));
+    // A NaN must not be rounded to infinity.
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(floats, floats, _CMP_UNORD_Q);
+    const __m512i kept =
+        _mm512_mask_or_epi32(up, is_nan, bits, _mm512_set1_epi32(0x00400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+#endif
 }
 
 inline __m512 load(const bf16* from) {
@@ -43,18 +57,29 @@ inline void store(bf16* to, __m512 floats, __mmask16 lanes) {
 inline __m512 rounded(__m512 floats) { return widen(narrow(floats)); }
 
 // Two bfloat16 of one row, for every lane.
-inline __m512bh broadcast_pair(const bf16* pair) {
+inline __m512i broadcast_pair(const bf16* pair) {
     std::int32_t bits;
     std::memcpy(&bits, pair, sizeof bits);
-    return reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits));
+    return _mm512_set1_epi32(bits);
 }
 
-inline __m512bh load_pairs(const void* from) {
-    return reinterpret_cast<__m512bh>(_mm512_loadu_si512(from));
+// The two bfloat16 of each lane, as floats.
+inline __m512 first_of(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
 }
 
-inline __m512bh load_pairs(const void* from, __mmask32 halves) {
-    return reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(halves, from));
+inline __m512 second_of(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xFFFF0000)));
+}
+
+// sum + a · b, for the pair of bfloat16 in each lane.
+inline __m512 dot(__m512 sum, __m512i a, __m512i b) {
+#ifdef __AVX512BF16__
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+#else
+    return _mm512_fmadd_ps(first_of(a), first_of(b),
+                           _mm512_fmadd_ps(second_of(a), second_of(b), sum));
+#endif
 }
 
 // e**x within 2 ulp; 0 below -87.3, and for -inf. Cody-Waite reduction, then a polynomial.
