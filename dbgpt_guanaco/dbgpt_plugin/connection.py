@@ -37,11 +37,21 @@ class EventReader:
         """Return the objects that this chunk completes.
 
         Raises:
-            ValueError: An event is not JSON.
+            ValueError: An event is not a JSON object.
         """
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
-        return [json.loads(each) for each in data if each != b"[DONE]"]
+        return [_object(each) for each in data if each != b"[DONE]"]
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("an event is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("an event is not a JSON object")  # noqa: TRY004 - as json says it
+    return value
 
 
 @dataclass(frozen=True)

@@ -110,11 +110,15 @@ class Hook:
 class Stage:
     """An engine, its server, and clients of every dialect."""
 
-    def __init__(self, engine: BatchingEngine | StreamingEngine, loaded: LoadedModel) -> None:
+    def __init__(
+        self, engine: BatchingEngine | StreamingEngine, loaded: LoadedModel, **more: Any
+    ) -> None:
         self.engine, self.hook = engine, Hook(loaded.model)
         listener = _bind("127.0.0.1", 0)
         self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(create_app(engine), log_config=None, ws="none", lifespan="off")
+        config = uvicorn.Config(
+            create_app(engine, **more), log_config=None, ws="none", lifespan="off"
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
         self._thread.start()

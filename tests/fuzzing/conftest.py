@@ -1,0 +1,33 @@
+"""The server that is fuzzed: a real one on loopback, over a tiny model, with a key."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fakes import ScriptedEmbedder
+from faults.stage import Stage, own_threads
+from tiny import tiny_loaded
+
+from dbgpt_guanaco.engine.batching import BatchingEngine
+from dbgpt_guanaco.settings import AccessSettings, EngineSettings
+from fuzzing.checks import ADMIN_KEY, KEY, Target
+
+SETTINGS = EngineSettings(slots=8, queue_size=8, prefill_chunk_tokens=1024)
+ACCESS = AccessSettings(api_keys=(KEY,), admin_key=ADMIN_KEY)
+
+
+@pytest.fixture(scope="module")
+def target(llama_tokenizer: Any) -> Iterator[Target]:
+    """A server; in the end everything that requests had is back."""
+    before = own_threads()
+    loaded = tiny_loaded(llama_tokenizer)
+    engine = BatchingEngine(loaded, SETTINGS)
+    engine.wait_until_warm()
+    stage = Stage(engine, loaded, embedder=ScriptedEmbedder(), access=ACCESS)
+    target = Target(stage)
+    yield target
+    stage.assert_all_is_back()
+    assert target.answers_as_ever()
+    stage.close()
+    stage.wait_until(lambda: own_threads() == before)
+    print(f"\n{target.summary}")  # noqa: T201 - for the log of a long run
