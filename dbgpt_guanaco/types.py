@@ -314,6 +314,9 @@ class Embeddings:
     prompt_tokens: int
 
 
+DEPARTURE_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
     """How busy an engine is right now, and what its cache of keys and values has saved.
@@ -325,6 +328,9 @@ class EngineLoad:
         cached_tokens: Of these, tokens found in the cache.
         preemptions: Requests that lost their blocks to older ones and were computed again.
         device_bytes: Memory of the GPU that the engine's process has taken; 0 on a CPU.
+        departures: Cancelled requests that had a slot, by the seconds until it was free again: up
+            to each of ``DEPARTURE_BOUNDS_S``, and longer.
+        departures_s: These seconds together.
     """
 
     running: int
@@ -337,3 +343,5 @@ class EngineLoad:
     cached_tokens: int = 0
     preemptions: int = 0
     device_bytes: int = 0
+    departures: tuple[int, ...] = ()
+    departures_s: float = 0.0

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from dbgpt_guanaco.engine.departures import Departures
 from dbgpt_guanaco.errors import EngineBusyError, EngineStoppedError
 from dbgpt_guanaco.types import EngineLoad
 
@@ -20,6 +21,11 @@ class HasSize(Protocol):
     @property
     def kv_tokens(self) -> int:
         """Tokens of the prompt and of the longest answer."""
+        ...
+
+    @property
+    def cancelled_at_s(self) -> float | None:
+        """When its client left, by ``time.monotonic``."""
         ...
 
 
@@ -40,6 +46,7 @@ class Admission(Generic[Item]):
         self._free_tokens = kv_tokens
         self._waiting: deque[Item] = deque()
         self._running: set[Item] = set()
+        self._departures = Departures()
         self._is_closed = False
         self._changed = threading.Condition()
 
@@ -47,7 +54,14 @@ class Admission(Generic[Item]):
     def load(self) -> EngineLoad:
         """How many run and wait."""
         with self._changed:
-            return EngineLoad(len(self._running), len(self._waiting), self._slots, self._queue_size)
+            return EngineLoad(
+                running=len(self._running),
+                waiting=len(self._waiting),
+                slots=self._slots,
+                queue_size=self._queue_size,
+                departures=tuple(self._departures.counts),
+                departures_s=self._departures.sum_s,
+            )
 
     def enter(self, item: Item) -> None:
         """Take a queue place.
@@ -107,6 +121,8 @@ class Admission(Generic[Item]):
             if item in self._running:
                 self._running.remove(item)
                 self._free_tokens += item.kv_tokens
+                if item.cancelled_at_s is not None:
+                    self._departures.note(item.cancelled_at_s)
 
     def give_up(self, item: Item) -> bool:
         """Free a queue place. Return whether there was one; who runs keeps the slot."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
@@ -32,6 +33,7 @@ class StreamingGeneration:
         self.matcher, self.lora = matcher, lora
         self.stop_token_ids = stop_token_ids | set(request.sampling.stop_token_ids)
         self.is_cancelled = False
+        self.cancelled_at_s: float | None = None
         self._give_up, self._decode = give_up, decode
         self.loop = asyncio.get_running_loop()
         self.deltas: asyncio.Queue[TextDelta | GuanacoError] = asyncio.Queue()
@@ -67,6 +69,7 @@ class StreamingGeneration:
 
     def cancel(self) -> None:
         """See ``Generation``. A waiting request gives up its place at once."""
+        self.cancelled_at_s = self.cancelled_at_s or time.monotonic()
         self.is_cancelled = True
         if self._give_up(self):
             self.post(TextDelta("", Usage(len(self.input_ids), 0), "cancelled"))

@@ -7,12 +7,14 @@ for them, in whatever thread asks, and so do the engine's own numbers.
 import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
 )
@@ -33,7 +35,7 @@ from dbgpt_guanaco.server.instruments import (
 )
 from dbgpt_guanaco.server.starting import LifeCycle, State
 from dbgpt_guanaco.server.vitals import Vitals
-from dbgpt_guanaco.types import ModelCard
+from dbgpt_guanaco.types import DEPARTURE_BOUNDS_S, EngineLoad, ModelCard
 
 STATES = get_args(State)
 LIBRARIES = ("torch", "transformers", "bitsandbytes")
@@ -173,9 +175,22 @@ class _Gauges(Collector):
         yield counter("prefix_cache_queries", "Prompt tokens looked for.", load.prompt_tokens)
         yield counter("prefix_cache_hits", "Prompt tokens found.", load.cached_tokens)
         yield counter("num_preemptions", "Requests that gave way.", load.preemptions)
+        yield _departures(load, model)
         yield gauge("device_memory_bytes", "Memory taken of the GPUs.", load.device_bytes)
         yield gauge("model_weight_bytes", "Weights.", engine.card.weight_bytes)
         yield InfoMetricFamily(PREFIX + "model", "What is served.", value=_told(engine.card))
+
+
+def _departures(load: EngineLoad, model: str) -> Metric:
+    family = HistogramMetricFamily(
+        PREFIX + "request_cancel_time_seconds",
+        "From a client's leaving to its slot.",
+        labels=[MODEL],
+    )
+    ends = [*map(str, DEPARTURE_BOUNDS_S), "+Inf"]
+    counts = accumulate(load.departures or [0] * len(ends))
+    family.add_metric([model], list(zip(ends, counts, strict=True)), load.departures_s)
+    return family
 
 
 def _told(card: ModelCard) -> dict[str, str]:

@@ -1,16 +1,19 @@
 import threading
+import time
 from dataclasses import dataclass
 
 import pytest
 
 from dbgpt_guanaco.engine.admission import Admission
 from dbgpt_guanaco.errors import EngineBusyError, EngineStoppedError
+from dbgpt_guanaco.types import DEPARTURE_BOUNDS_S
 
 
 @dataclass(frozen=True)
 class Item:
     name: str
     kv_tokens: int = 10
+    cancelled_at_s: float | None = None
 
 
 def entered(admission: Admission[Item], *names: str, kv_tokens: int = 10) -> list[Item]:
@@ -27,6 +30,24 @@ def test_they_run_in_the_order_in_which_they_came() -> None:
     assert [admission.next(wait=False) for _ in range(3)] == [a, b, None]
     admission.leave(a)
     assert admission.next(wait=False) is c
+
+
+def test_who_left_is_counted_by_the_time_until_the_slot_was_free() -> None:
+    admission: Admission[Item] = Admission(slots=3, queue_size=0, kv_tokens=1000)
+    left_s = time.monotonic() - 0.3
+    stayed, left, waits = Item("stayed"), Item("left", 10, left_s), Item("waits", 10, left_s)
+    for item in (stayed, left, waits):
+        admission.enter(item)
+    admission.next(wait=False)
+    admission.next(wait=False)
+
+    for item in (stayed, left, left):
+        admission.leave(item)
+    admission.give_up(waits)
+
+    assert sum(admission.load.departures) == 1
+    assert admission.load.departures[DEPARTURE_BOUNDS_S.index(0.5)] == 1
+    assert 0.3 <= admission.load.departures_s < 0.5
 
 
 def test_one_more_than_slots_and_places_is_refused() -> None:
