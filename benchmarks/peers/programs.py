@@ -47,7 +47,7 @@ class Program:
         command: With the interpreter first.
         model: Name of the model in requests.
         port: Where it listens on 127.0.0.1.
-        health: Path that answers 200 once the server listens.
+        health: Path that answers 200 once the server takes requests.
         environment: What it needs beyond what every program inherits.
         versions: Packages that matter.
         extra: Fields of a request that make it answer to the last token asked for; empty where
@@ -102,6 +102,7 @@ def ours(name: str, engine: Engine, quantization: str, site: Site) -> Program:
         },
         model=Path(site.model).name,
         port=site.port,
+        health="/ready",
         # The nearest to ignore_eos that it knows; costs some time in every step.
         extra={"logit_bias": {str(token_id): -100 for token_id in _end_ids(site.model)}},
     )
