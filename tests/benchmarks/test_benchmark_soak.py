@@ -1,6 +1,7 @@
 import asyncio
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,14 +21,14 @@ CALM = Sample(
 )
 
 
-def samples(*mib: float, **last: object) -> list[Sample]:
+def samples(*mib: float, **last: Any) -> list[Sample]:
     grown = [
         replace(CALM, at_s=float(n), rss_bytes=int(each * 2**20)) for n, each in enumerate(mib)
     ]
-    return [*grown[:-1], replace(grown[-1], **last)]  # type: ignore[arg-type] # any field
+    return [*grown[:-1], replace(grown[-1], **last)]
 
 
-def holds(*mib: float, wrong: dict[str, int] | None = None, **last: object) -> dict[str, bool]:
+def holds(*mib: float, wrong: dict[str, int] | None = None, **last: Any) -> dict[str, bool]:
     findings = judge(samples(*mib, **last), {"left": 5}, wrong or {})
     return {finding.claim.split()[0]: finding.holds for finding in findings}
 
