@@ -44,7 +44,9 @@ def test_memory_that_grows_after_the_warm_up_is_told() -> None:
 
 @pytest.mark.parametrize("what", ["running", "waiting", "blocks_held"])
 def test_what_is_held_in_the_end_is_told(what: str) -> None:
-    assert not holds(1000, 1000, **{what: 1})["after"]
+    held: dict[str, Any] = {what: 1}
+
+    assert not holds(1000, 1000, **held)["after"]
 
 
 def test_places_that_came_back_late_are_told() -> None:
