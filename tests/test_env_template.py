@@ -50,6 +50,13 @@ def test_the_template_names_every_setting_once_and_nothing_else() -> None:
     assert named == Counter(list(setting_names()))
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_both_readmes_tell_every_setting(name: str) -> None:
+    text = (TEMPLATE.parent / name).read_text(encoding="utf-8").upper()
+
+    assert [setting for setting in setting_names() if f"`{setting}" not in text] == []
+
+
 def test_only_the_model_stands_uncommented() -> None:
     assert [line for line in lines() if line and not line.startswith("#")] == [
         "LLM_MODEL=guanaco-33b-merged"
