@@ -4,8 +4,9 @@
 
     python -m benchmarks.behaviour
 
-Three questions: do running streams go on while a long prompt comes in; is a prefix that was there
-computed again; is everybody told something when many more come than there are places?
+Four questions: do running streams go on while a long prompt comes in; is a prefix that was there
+computed again; does ``/health`` answer while prompts of 5 MB are refused; is everybody told
+something when many more come than there are places?
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from benchmarks.behaviour_arithmetic import (
     as_table,
     judge_arrivals,
     judge_crowd,
+    judge_health,
     judge_prefix,
 )
 from benchmarks.comparison import last_words
@@ -42,6 +44,7 @@ from benchmarks.strain import (
     STREAMS,
     arrival,
     crowd,
+    neighbours_of_refusals,
     repeated_prefix,
 )
 
@@ -49,6 +52,7 @@ from benchmarks.strain import (
 _SLOTS = 2 * STREAMS
 _STREAM_TOKENS = 320
 _CROWD_TOKENS = 32
+_HEALTH_QUESTIONS = 150
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -111,7 +115,7 @@ def main(
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(code=2) from None
-    print("two questions to one server …", file=sys.stderr, flush=True)
+    print("three questions to one server …", file=sys.stderr, flush=True)
     findings = with_server(trial, trial.program(_SLOTS), streams_and_prefixes)
     print(f"{clients} clients …", file=sys.stderr, flush=True)
     crowded = trial.program(places, GUANACO_QUEUE_SIZE="0")
@@ -139,7 +143,7 @@ def with_server(trial: Trial, program: Program, ask: Questions) -> list[Finding]
 
 
 async def streams_and_prefixes(trial: Trial, running: Running) -> list[Finding]:
-    """Ask the first two questions.
+    """Ask the first three questions.
 
     Raises:
         BenchmarkError: A request failed.
@@ -150,11 +154,12 @@ async def streams_and_prefixes(trial: Trial, running: Running) -> list[Finding]:
     # The first of each warms the server up.
     pairs = [await repeated_prefix(server, load, trial.seed, turn) for turn in turns][1:]
     arrivals = [await arrival(server, load, trial.seed, turn) for turn in turns][1:]
-    return [*judge_arrivals(arrivals), judge_prefix(pairs)]
+    neighbours = await neighbours_of_refusals(server, load, trial.seed, _HEALTH_QUESTIONS)
+    return [*judge_arrivals(arrivals), judge_prefix(pairs), judge_health(neighbours)]
 
 
 async def many_clients(trial: Trial, running: Running) -> list[Finding]:
-    """Ask the third question, and whether the server answers afterwards.
+    """Ask the fourth question, and whether the server answers afterwards.
 
     Raises:
         BenchmarkError: It does not answer afterwards.

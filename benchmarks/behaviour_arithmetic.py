@@ -12,6 +12,7 @@ MOST_GAP = 3.0
 LEAST_SPEEDUP = 5.0
 MOST_GROWTH = 0.05
 REFUSED = "http 429"
+MOST_HEALTH_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,34 @@ def judge_crowd(waves: Sequence[Wave]) -> list[Finding]:
             growth <= MOST_GROWTH,
         ),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What ``/health`` took while streams ran and long prompts were refused.
+
+    Attributes:
+        health_s: Of each question to ``/health``, in seconds.
+        refusals: Status of each long prompt's response.
+    """
+
+    health_s: tuple[float, ...]
+    refusals: tuple[int, ...]
+
+
+def judge_health(neighbours: Neighbours) -> Finding:
+    """Ask whether ``/health`` came at once, and whether there was something to refuse."""
+    p99_s = percentile(neighbours.health_s, 99)
+    are_refused = set(neighbours.refusals) == {413}
+    statuses = ", ".join(f"{n} × {status}" for status, n in Counter(neighbours.refusals).items())
+    median_s = statistics.median(neighbours.health_s)
+    return Finding(
+        "p99 of `/health` while streams run and prompts of 5 MB are refused",
+        f"{1000 * p99_s:.0f} ms of {len(neighbours.health_s)}, median {1000 * median_s:.1f} ms, "
+        f"longest {1000 * max(neighbours.health_s):.0f} ms; refusals: {statuses or 'none'}",
+        f"under {1000 * MOST_HEALTH_S:.0f} ms",
+        p99_s < MOST_HEALTH_S and are_refused,
+    )
 
 
 def _kind(outcome: Outcome) -> str:

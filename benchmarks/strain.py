@@ -2,11 +2,14 @@
 
 import asyncio
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Sequence
 
+import httpx
+
 from benchmarks.answer import AnswerReader
-from benchmarks.behaviour_arithmetic import Arrival, Wave
+from benchmarks.behaviour_arithmetic import Arrival, Neighbours, Wave
 from benchmarks.load import BenchmarkError, Load, Server, ask, open_client
 from benchmarks.measures import Answer, Failure, Outcome
 from benchmarks.prompts import QUESTIONS, Prompts
@@ -18,6 +21,8 @@ PREFIX_WORDS = 1200
 _BEFORE = 32
 _FEW_TOKENS = 4
 _POLL_S = 0.002
+_LONG_BYTES = 5 * 2**20
+_HEALTH_PAUSE_S = 0.005
 
 
 async def arrival(server: Server, load: Load, seed: int, repeat: int) -> Arrival:
@@ -56,6 +61,57 @@ async def _until_running(
             ended.result()
             raise BenchmarkError("a stream ended before all had begun; raise its tokens")
         await asyncio.sleep(_POLL_S)
+
+
+async def neighbours_of_refusals(
+    server: Server, load: Load, seed: int, questions: int
+) -> Neighbours:
+    """Ask for ``/health`` while eight streams run and prompts of 5 MB come one after another.
+
+    Raises:
+        BenchmarkError: A stream failed, or none lasted as long as the questions.
+    """
+    readers = [AnswerReader() for _ in range(STREAMS)]
+    prompts = Prompts(prefix_words=16, seed=seed)
+    refusals = list[int]()
+    long = json.dumps({"messages": [{"role": "user", "content": "a" * _LONG_BYTES}]}).encode()
+    async with open_client(load.timeout_s, STREAMS + 1) as client:
+        streams = [
+            asyncio.create_task(_stream(client, server, load, prompts.make(n, f"health/{n}"), r))
+            for n, r in enumerate(readers)
+        ]
+        await _until_running(streams, readers)
+        # In a thread of its own, so that what this loop does meanwhile is not measured.
+        asked = asyncio.create_task(asyncio.to_thread(_health_times, server.url, questions))
+        while not asked.done():
+            headers = {"Content-Type": "application/json"}
+            address = f"{server.url}/v1/chat/completions"
+            response = await client.post(address, content=long, headers=headers)
+            refusals.append(response.status_code)
+            await asyncio.sleep(0.05)
+        lasted = not any(stream.done() for stream in streams)
+        await asyncio.gather(*streams)
+    if not lasted:
+        raise BenchmarkError("a stream ended before the last question; raise its tokens")
+    return Neighbours(asked.result(), tuple(refusals))
+
+
+async def _stream(
+    client: httpx.AsyncClient, server: Server, load: Load, prompt: str, reader: AnswerReader
+) -> tuple[float, ...]:
+    return _answer(await ask(client, server, load, prompt, reader)).outputs_s
+
+
+def _health_times(url: str, questions: int) -> tuple[float, ...]:
+    times = []
+    with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+        client.get("/health")  # opens the connection
+        for _ in range(questions):
+            began_s = time.perf_counter()
+            client.get("/health").raise_for_status()
+            times.append(time.perf_counter() - began_s)
+            time.sleep(_HEALTH_PAUSE_S)
+    return tuple(times)
 
 
 async def repeated_prefix(

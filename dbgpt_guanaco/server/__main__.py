@@ -1,6 +1,7 @@
 """``python -m dbgpt_guanaco.server``: load the model that ``.env`` names, and serve it."""
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -126,7 +127,12 @@ def _load(settings: Settings, tell: Tell) -> tuple[Engine, Embedder | None]:
     from dbgpt_guanaco.engine.factory import create_embedder, create_engine
 
     embedder = create_embedder(settings, tell)  # first: if it is missing, that is told at once
-    return create_engine(settings, tell), embedder
+    engine = create_engine(settings, tell)
+    # Libraries and weights are a million objects that stay to the end. Without this, Python would
+    # look at all of them now and then, and everybody would wait some tenths of a second.
+    gc.collect()
+    gc.freeze()
+    return engine, embedder
 
 
 def _leave(status: int) -> NoReturn:

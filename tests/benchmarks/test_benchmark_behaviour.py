@@ -7,10 +7,12 @@ from fake_openai import FakeOpenAI, Script, serving
 from benchmarks.behaviour import Trial, streams_and_prefixes, with_server
 from benchmarks.behaviour_arithmetic import (
     Arrival,
+    Neighbours,
     Wave,
     as_table,
     judge_arrivals,
     judge_crowd,
+    judge_health,
     judge_prefix,
 )
 from benchmarks.load import BenchmarkError, Load, Server
@@ -73,6 +75,18 @@ def test_a_known_prefix_has_to_be_five_times_faster(warm_s: float, holds: bool) 
 
     assert finding.holds is holds
     assert "1100 of 1200" in finding.measured
+
+
+@pytest.mark.parametrize(
+    ("slow_s", "refusals", "holds"),
+    [(0.04, (413,), True), (0.06, (413,), False), (0.04, (413, 200), False), (0.04, (), False)],
+)
+def test_health_has_to_come_at_once_beside_refusals(
+    slow_s: float, refusals: tuple[int, ...], holds: bool
+) -> None:
+    finding = judge_health(Neighbours((0.001,) * 98 + (slow_s,) * 2, refusals))
+
+    assert finding.holds is holds
 
 
 @pytest.mark.parametrize(
