@@ -26,6 +26,7 @@ from dbgpt_guanaco.engine.generation import StreamingGeneration, post_all
 from dbgpt_guanaco.engine.loras import LoraShelf
 from dbgpt_guanaco.engine.machinery import Machinery
 from dbgpt_guanaco.engine.prompt import PromptEncoder, embedding_rows
+from dbgpt_guanaco.engine.readout import Readout, told
 from dbgpt_guanaco.engine.sampling import check_token_ids
 from dbgpt_guanaco.engine.scheduler import Step
 from dbgpt_guanaco.engine.sequence import Sequence
@@ -36,14 +37,12 @@ from dbgpt_guanaco.errors import (
     EngineStoppedError,
     GenerationFailedError,
     GuanacoError,
-    OutOfMemoryError,
 )
 from dbgpt_guanaco.settings import EngineSettings, LifeSettings
 from dbgpt_guanaco.types import (
     EngineLoad,
     GenerationRequest,
     ModelCard,
-    TextDelta,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,6 +51,7 @@ logger = logging.getLogger(__name__)
 CLOSE_S = 30.0
 # Failing steps in a row after which the engine no longer trusts its own memory.
 MAX_FAILURES = 2
+_UNBOUNDED = 2**62  # tokens of an admission: blocks are counted by the scheduler
 REBUILDING = "the engine failed and is being rebuilt; the server's log says why"
 
 
@@ -77,6 +77,7 @@ class BatchingEngine:
         self._admission: Admission[StreamingGeneration] = Admission(
             settings.slots, settings.queue_size, _UNBOUNDED
         )
+        self._readout = Readout(self._machinery, self._admission)
         self._pending: tuple[Step, Drawn] | None = None
         self._failures = 0
         self._prompt_tokens = 0
@@ -197,7 +198,7 @@ class BatchingEngine:
             self._watchdog.close()
             stopped = EngineStoppedError(*([self._problem] if self._problem else []))
             post_all((generation, stopped) for generation in self._admission.close())
-            self._end_all(self._machinery.scheduler.sequences, stopped)
+            self._readout.end_all(self._machinery.scheduler.sequences, stopped)
 
     def _admit(self) -> None:
         scheduler = self._machinery.scheduler
@@ -207,7 +208,7 @@ class BatchingEngine:
             except Exception as error:
                 logger.exception("request %s cannot be begun", generation.request.request_id)
                 self._admission.leave(generation)
-                generation.post(_told(error))
+                generation.post(told(error))
 
     def _sequence(self, generation: StreamingGeneration) -> Sequence:
         answer = Answer(
@@ -226,12 +227,6 @@ class BatchingEngine:
     def _fits(self, generation: StreamingGeneration) -> bool:
         return self._machinery.scheduler.can_seat(generation.input_ids, generation.cache_salt)
 
-    def _leave_cancelled(self) -> None:
-        for sequence in self._machinery.scheduler.sequences:
-            if sequence.is_cancelled:
-                self._leave(sequence)
-                sequence.generation.post(sequence.answer.cancel())
-
     def _step(self) -> None:
         """Start the next step, then read what the one before has drawn.
 
@@ -240,7 +235,7 @@ class BatchingEngine:
         """
         step: Step | None = None
         try:
-            self._leave_cancelled()
+            self._readout.leave_cancelled()
             if self._must_know_tokens():
                 self._read_pending()
             step = self._machinery.scheduler.schedule()
@@ -257,76 +252,15 @@ class BatchingEngine:
         return any(s.row.matcher for s in self._machinery.scheduler.sequences)
 
     def _read_pending(self) -> None:
-        """Hand out the text of the tokens that a step has drawn.
-
-        What fails here is one sequence's own, its text or its structure, and ends that one.
-        """
+        """Hand out the text of the tokens that the step before has drawn."""
         if not self._pending:
             return
-        (step, drawn), posts, failed = self._pending, [], list[Exception]()
-        token_ids = drawn.token_ids()
+        step, drawn = self._pending
+        token_ids = drawn.token_ids()  # if this fails, the step has, and is still there to be ended
         self._pending = None
-        for position, (sequence, token_id) in enumerate(zip(step.drawing, token_ids, strict=True)):
-            if sequence.is_over:
-                continue
-            try:
-                item = self._take(sequence, token_id, drawn, position)
-            except Exception as error:
-                logger.exception("request %s failed", sequence.request_id)
-                failed.append(error)
-                item = _told(error)
-                self._let_go(sequence)
-            if item:
-                posts.append((sequence.generation, item))
-        post_all(posts)
-        if failed and not self._machinery.is_sound():
-            raise failed[0]
-
-    def _take(
-        self, sequence: Sequence, token_id: int, drawn: Drawn, position: int
-    ) -> TextDelta | GuanacoError | None:
-        """Let a sequence have its token; it leaves with its last one."""
-        if token_id < 0:
-            self._leave(sequence)
-            if sequence.row.problem:
-                return sequence.row.problem
-            logger.error("request %s: no token could be drawn from its logits", sequence.request_id)
-            return GenerationFailedError("the model failed on this request; the log says why")
-        sequence.append(token_id)
-        answer, matcher = sequence.answer, sequence.row.matcher
-        if matcher:
-            matcher.accept(token_id)
-        delta = answer.feed(token_id, drawn.draws(position, token_id))
-        is_complete = bool(matcher and matcher.is_over)
-        if not (answer.is_over or is_complete or len(sequence.token_ids) == sequence.max_tokens):
-            return delta
-        self._leave(sequence)
-        if delta:
-            sequence.generation.post(delta)
-        return answer.finish(is_complete=is_complete)
-
-    def _leave(self, sequence: Sequence) -> None:
-        """Give back all that a sequence holds, before its reader hears the end."""
-        sequence.is_over = True
-        try:
-            self._machinery.scheduler.remove(sequence)
-        finally:  # wrong books must not keep its slot
-            self._machinery.sampler.close(sequence.row)
-            self._admission.leave(sequence.generation)
-
-    def _let_go(self, sequence: Sequence) -> None:
-        """Let a sequence leave whatever the books say: its reader is told in any case."""
-        try:
-            if not sequence.is_over:
-                self._leave(sequence)
-        except Exception:
-            logger.exception("the books were wrong about request %s", sequence.request_id)
-
-    def _end_all(self, sequences: Many[Sequence], error: GuanacoError) -> None:
-        for sequence in sequences:
-            if not sequence.is_over:
-                self._let_go(sequence)
-                sequence.generation.post(error)
+        failure = self._readout.read(step, drawn, token_ids)
+        if failure and not self._machinery.is_sound():
+            raise failure
 
     def _contain(self, error: Exception, step: Step | None) -> None:
         """End the answers that a failed step belonged to, and see whether the rest is sound."""
@@ -336,15 +270,15 @@ class BatchingEngine:
             self._problem = REBUILDING
         steps = [s for s in (step, self._pending[0] if self._pending else None) if s]
         self._pending = None
-        told = _told(error)
+        reason = told(error)
         for failed in steps:
             self._machinery.scheduler.discard(failed)
-            self._end_all(failed.sequences, told)
+            self._readout.end_all(failed.sequences, reason)
         if not steps:  # the scheduler itself failed: nobody knows where anybody stands
-            self._end_all(self._machinery.scheduler.sequences, told)
+            self._readout.end_all(self._machinery.scheduler.sequences, reason)
         if self._failures < MAX_FAILURES and self._machinery.is_sound():
             return
-        self._rebuild(told)
+        self._rebuild(reason)
 
     def _on_stuck(self, problem: str) -> None:
         """Tell everybody. The engine's thread cannot; it clears up if the step returns."""
@@ -357,27 +291,13 @@ class BatchingEngine:
         self._pending = None
         self._rebuild(EngineStoppedError(REBUILDING))
 
-    def _rebuild(self, told: GuanacoError) -> None:
+    def _rebuild(self, reason: GuanacoError) -> None:
         """Start with an empty cache. Nobody is let in meanwhile; if it fails, the engine ends."""
         self._problem = REBUILDING
         logger.error(self._problem)
-        self._end_all(self._machinery.scheduler.sequences, told)
+        self._readout.end_all(self._machinery.scheduler.sequences, reason)
         # Not what was told: a reader may be suspended in the frames that it has by now.
-        self._machinery.rebuild(told.__cause__)
+        self._machinery.rebuild(reason.__cause__)
         self._machinery.warm_up()
         self._failures, self._problem, self._prompt_tokens = 0, None, 0
         logger.warning("the engine has been rebuilt and takes requests again")
-
-
-def _told(error: Exception) -> GuanacoError:
-    """Return what the reader of an answer is told of a failure."""
-    if isinstance(error, GuanacoError):
-        return error
-    told: GuanacoError = GenerationFailedError("the model failed on this request; the log says why")
-    if isinstance(error, torch.OutOfMemoryError):
-        told = OutOfMemoryError("the device has no memory left for this request")
-    told.__cause__ = error
-    return told
-
-
-_UNBOUNDED = 2**62  # blocks are counted by the scheduler

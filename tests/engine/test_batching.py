@@ -380,7 +380,7 @@ async def test_text_that_fails_ends_its_own_answer_and_no_other(make: Make, expe
     """The neighbour has its last token in the same step, and must hear of it."""
     engine, count = make(), 6
     running = [await engine.submit(ask((1, 9, 9 + i), count)) for i in range(3)]
-    take = engine._take
+    take = engine._readout._take
 
     def fail_on_the_second(sequence: Any, *more: Any) -> Any:
         is_last = sequence.answer.completion_tokens == count - 1
@@ -388,7 +388,7 @@ async def test_text_that_fails_ends_its_own_answer_and_no_other(make: Make, expe
             raise ValueError("its text")
         return take(sequence, *more)
 
-    engine._take = fail_on_the_second  # type: ignore[assignment, method-assign] # a fault
+    engine._readout._take = fail_on_the_second  # type: ignore[assignment, method-assign] # a fault
 
     async def read(generation: Any) -> str:
         return "".join([d.text async for d in generation])
