@@ -39,7 +39,8 @@ from benchmarks.soak_arithmetic import Sample, judge
 from benchmarks.soak_clients import Client, Log
 
 ROOT = Path(__file__).resolve().parents[1]
-_SLOTS, _QUEUE = 8, 8
+_SLOTS, _QUEUE = 8, 2
+KV_CACHE = "96MiB"
 _SAMPLE_S = 1.0
 # The controller lives and is dead for so long, in turn.
 _CONTROLLER_S = (20.0, 7.0)
@@ -70,6 +71,9 @@ class Soak:
         program = OURS["ours-nf4"](Site(self.model, _SLOTS, self.threads, free_port()))
         settings = {
             "GUANACO_QUEUE_SIZE": str(_QUEUE),
+            # Memory of the cache is taken where it is written to first. A small one is written to
+            # all over in the first seconds, so what grows later is something else.
+            "GUANACO_KV_CACHE": KV_CACHE,
             "GUANACO_READER_TIMEOUT": "5",
             "GUANACO_HEADER_TIMEOUT": "5",
             "GUANACO_BODY_TIMEOUT": "5",
@@ -213,7 +217,8 @@ async def _sample(asker: httpx.AsyncClient, began_s: float) -> Sample:
 def report(soak: Soak, findings: list[Finding], log: Log) -> str:
     """Write the findings, and what the clients did."""
     facts = run_facts() | {
-        "server": f"ours-nf4, {_SLOTS} places, {_QUEUE} may wait, {soak.threads} threads",
+        "server": f"ours-nf4, {_SLOTS} places, {_QUEUE} may wait, {KV_CACHE} of keys and values, "
+        f"{soak.threads} threads",
         "clients": f"{soak.clients} at a time for {soak.seconds:g} s",
         "controller": "lives {:g} s, is killed and away for {:g} s".format(*_CONTROLLER_S),
         "seed": soak.seed,

@@ -13,7 +13,13 @@ FREE_SHARE = 0.99
 HEALTH_S = 0.05
 # What comes before is warming up: caches fill, threads and pools are made.
 WARM_SHARE, WARM_S = 0.25, 120.0
-LEFT = ("left", "read slowly and left", "read nothing", "broke off a request")
+LEFT = (
+    "left before an answer",
+    "left within an answer",
+    "read slowly and left",
+    "read nothing",
+    "broke off a request",
+)
 
 
 @dataclass(frozen=True, slots=True)

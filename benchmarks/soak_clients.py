@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 PATIENCE_S = 60.0
+SENT_AWAY = "sent away, for now"
 _PAUSE_S = 0.05
 _SLOW_READS, _SLOW_S = 12, 0.25
 _DEAF_BUFFER = 2048
@@ -76,7 +77,10 @@ class Client:
         while time.monotonic() < until_s:
             habit = self._random.choices(list(self._habits), list(self._habits.values()))[0]
             try:
-                self._log.seen[await asyncio.wait_for(habit(), PATIENCE_S)] += 1
+                seen = await asyncio.wait_for(habit(), PATIENCE_S)
+                self._log.seen[seen] += 1
+                if seen == SENT_AWAY:
+                    await asyncio.sleep(self._random.uniform(1, 3))  # Retry-After says 1
             except TimeoutError:
                 self._log.wrong[f"{habit.__name__}: nothing ended within {PATIENCE_S:g} s"] += 1
             except SoakError as error:
@@ -91,14 +95,15 @@ class Client:
 
     async def _leave(self) -> str:
         """Read nothing, the head, or some of the text, and go."""
-        amount = self._random.choice((0, 1, 300, 1500))
+        amount = self._random.choice((0, 600, 1500, 2500))
         async with self._asked(self._question(tokens=200)) as reader:
             head = b""
-            if amount:
-                head = await reader.read(amount)
-            else:
+            while len(head) < amount and (piece := await reader.read(amount)):
+                head += piece
+            if not amount:
                 await asyncio.sleep(self._random.uniform(0, 0.3))
-            return _outcome(head, "left") if head else "left"
+                return "left before an answer"
+            return _outcome(head, "left within an answer")
 
     async def _read_slowly(self) -> str:
         async with self._asked(self._question(tokens=100), buffer=_DEAF_BUFFER) as reader:
@@ -123,7 +128,7 @@ class Client:
             try:
                 answer = await asyncio.wait_for(reader.read(), _NONSENSE_S)
             except TimeoutError:  # whoever loses max_tokens is told a long story
-                return "left"
+                return "left within an answer"
             return _outcome(answer, "nonsense was answered")
 
     async def _break_off(self) -> str:
@@ -138,7 +143,7 @@ class Client:
 
     def _question(self, tokens: int) -> tuple[str, bytes]:
         path = self._random.choice(_PATHS)
-        words = " ".join(self._random.choices(_TEXT.split(), k=self._random.choice((5, 40, 300))))
+        words = " ".join(self._random.choices(_TEXT.split(), k=self._random.choice((5, 20, 80))))
         if path.startswith("/v1"):
             body = {"messages": [{"role": "user", "content": words}], "stream": True,
                     "max_tokens": tokens, "temperature": 0.7}  # fmt: skip
@@ -190,9 +195,10 @@ def _outcome(answer: bytes, what: str) -> str:
     """
     status = answer[9:12].decode(errors="replace")
     if status == "200":
-        return what
+        # The cluster's protocol says so in a frame.
+        return SENT_AWAY if b"are running and" in answer else what
     if status in ("429", "503"):
-        return "sent away, for now"
+        return SENT_AWAY
     if status[:1] == "4":
         return "refused"
     if not status:

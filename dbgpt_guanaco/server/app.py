@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from dbgpt_guanaco import __version__
 from dbgpt_guanaco.engine.base import Embedder, Engine
@@ -31,6 +32,7 @@ from dbgpt_guanaco.server.instances import InstanceTable
 from dbgpt_guanaco.server.keys import Keys
 from dbgpt_guanaco.server.limits import BodyLimit
 from dbgpt_guanaco.server.quotas import Quotas
+from dbgpt_guanaco.server.responses import on_client_left
 from dbgpt_guanaco.server.starting import LifeCycle
 from dbgpt_guanaco.settings import AccessSettings, ClusterSettings, ServerSettings
 
@@ -99,6 +101,7 @@ def create_app(
     app.add_exception_handler(GuanacoError, errors.on_guanaco_error)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_client_left)
     app.add_exception_handler(Exception, errors.on_any_error)
     app.include_router(health.router)
     app.include_router(metrics.router)

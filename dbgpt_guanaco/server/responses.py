@@ -16,6 +16,11 @@ T = TypeVar("T")
 CLIENT_LEFT = 499  # nginx's status for it; nobody reads it
 
 
+async def on_client_left(_: Request, __: Exception) -> Response:
+    """Answer a client that left before its request was whole; this is for the log alone."""
+    return Response(status_code=CLIENT_LEFT)
+
+
 class EventStream(EventSourceResponse):
     """Sends server-sent events and cancels the generations however the connection ends.
 

@@ -29,7 +29,7 @@ def samples(*mib: float, **last: Any) -> list[Sample]:
 
 
 def holds(*mib: float, wrong: dict[str, int] | None = None, **last: Any) -> dict[str, bool]:
-    findings = judge(samples(*mib, **last), {"left": 5}, wrong or {})
+    findings = judge(samples(*mib, **last), {"read nothing": 5}, wrong or {})
     return {finding.claim.split()[0]: finding.holds for finding in findings}
 
 

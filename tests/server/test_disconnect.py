@@ -60,3 +60,35 @@ async def test_a_client_that_leaves_frees_its_place(
 
     assert engine.generations
     assert all(generation.cancelled.is_set() for generation in engine.generations)
+
+
+@pytest.mark.parametrize("path", [*dict(CASES), "/embedding", "/api/worker/generate_stream"])
+async def test_a_client_that_leaves_within_its_request_is_no_failure(path: str) -> None:
+    engine = ScriptedEngine("a")
+    sent: list[Message] = []
+    parts: list[Message] = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": b'{"prom', "more_body": True},
+    ]
+
+    async def receive() -> Message:
+        return parts.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    async with asyncio.timeout(5):
+        await create_app(engine)(scope, receive, send)
+
+    assert sent[0]["status"] in (400, 499)
+    assert not engine.requests
