@@ -30,6 +30,9 @@ from dbgpt_guanaco.settings import Settings
 from dbgpt_guanaco.start import StartProgress, Tell
 from dbgpt_guanaco.types import EmbeddingCard, ModelCard
 
+# Longer than clients keep a connection that nobody uses (httpx 5 s, aiohttp 15 s), else one is
+# closed here in the very moment in which it is used again.
+KEEP_ALIVE_S = 75
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C has ended
 
 
@@ -83,6 +86,7 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> int
         http=partial(  # type: ignore[arg-type]  # it is called as a class would be
             PatientConnection, head_s=settings.access.head_s, reader_s=settings.access.reader_s
         ),
+        timeout_keep_alive=KEEP_ALIVE_S,
         log_config=None,
         log_level=settings.server.log_level,
         server_header=False,

@@ -40,6 +40,10 @@ def set_up_logging(level: str, console: Console, log_format: LogFormat = "text")
     if log_format == "json":
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonLines())
+    elif not console.is_terminal:
+        # A log file wants one line for each record; and rich takes a millisecond to fold one.
+        handler = logging.StreamHandler(console.file)
+        handler.setFormatter(TextLines("%(asctime)s %(levelname)-8s %(message)s"))
     else:
         handler = RichHandler(console=console, show_path=False)
         handler.setFormatter(TextLines("%(message)s", datefmt="[%X]"))

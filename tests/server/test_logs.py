@@ -79,6 +79,18 @@ def test_every_line_of_a_json_log_is_an_object(
     assert [json.loads(line)["message"] for line in lines] == ["one thing"]
 
 
+def test_a_log_file_has_one_line_for_each_record(bare_logging: Callable[[], None]) -> None:
+    bare_logging()
+    file = io.StringIO()
+    set_up_logging("info", Console(file=file, width=40))
+
+    logging.getLogger("a.logger").info("word " * 50, extra={"fields": {"status": 429}})
+
+    (line,) = file.getvalue().splitlines()
+    assert line.endswith("status=429")
+    assert " INFO " in line
+
+
 def test_a_text_log_goes_to_the_console(bare_logging: Callable[[], None]) -> None:
     bare_logging()
     written = io.StringIO()
