@@ -1,4 +1,4 @@
-"""QLoRA training, merging and quantizing on a GPU: within the predicted memory, the same weights."""
+"""Training, merging and quantizing on a GPU: the predicted memory, the same weights."""
 
 from pathlib import Path
 from typing import Any
