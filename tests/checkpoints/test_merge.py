@@ -25,6 +25,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from dbgpt_guanaco.adapters.cards import TRAINING
 from dbgpt_guanaco.checkpoints.codes import through_nf4
 from dbgpt_guanaco.cli import app
 
@@ -312,3 +313,31 @@ def test_a_base_that_lacks_a_target_is_refused(tmp_path: Path) -> None:
 
     message = "holds no tensor model.layers.1.self_attn.q_proj.weight"
     assert_refused(tmp_path, folder, make_lora(tmp_path / "lora"), message)
+
+
+def test_a_lora_of_another_base_is_refused(base: Path, tmp_path: Path) -> None:
+    card = {"base": {"name": "other", "fingerprint": "0" * 64}}
+    lora = make_lora(tmp_path / "lora")
+    (lora / TRAINING).write_text(json.dumps(card))
+
+    assert_refused(tmp_path, base, lora, "was trained on other, and")
+
+
+def test_a_full_disk_leaves_nothing(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dbgpt_guanaco.checkpoints.shards.ShardWriter.add", full)
+
+    message = "No space left on device; nothing was left behind"
+    assert_refused(tmp_path, base, make_lora(tmp_path / "lora"), message)
+
+
+def test_a_folder_that_may_not_be_written_is_refused(base: Path, tmp_path: Path) -> None:
+    code, _, err = run("merge", base, make_lora(tmp_path / "lora"), "--out", "/proc/no/out")
+
+    assert code == 2
+    assert "/proc/no/out cannot be written" in err
+    assert len(err.strip().splitlines()) == 1
