@@ -142,7 +142,7 @@ async def _live(soak: Soak, server: Running, controller_port: int) -> tuple[list
     async with httpx.AsyncClient(
         base_url=server.program.server.url, timeout=30, trust_env=False
     ) as asker:
-        samples: list[Sample] = []
+        samples = [await _sample(asker, began_s)]
         crowd = asyncio.ensure_future(asyncio.gather(*lives))
         controller = asyncio.create_task(_live_and_die(controller_port))
         try:

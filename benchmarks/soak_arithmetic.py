@@ -10,9 +10,10 @@ from benchmarks.measures import percentile
 MOST_GROWTH = 0.02
 FREE_WITHIN_S = "0.25"  # a bucket's bound
 FREE_SHARE = 0.99
-HEALTH_S = 0.05
+# A connection to a controller, one that was closed this moment; not one for each client.
+MOST_FILES = 5
 # What comes before is warming up: caches fill, threads and pools are made.
-WARM_SHARE, WARM_S = 0.25, 120.0
+WARM_SHARE, WARM_S = 0.5, 120.0
 LEFT = (
     "left before an answer",
     "left within an answer",
@@ -69,6 +70,7 @@ def judge(
         _memory(samples),
         _departures(last),
         _health(samples),
+        _files(samples),
         Finding("clients that left in some way", f"{left:,}", "more than 0", holds=left > 0),
     ]
 
@@ -85,6 +87,17 @@ def _memory(samples: Sequence[Sample]) -> Finding:
         f"{first / 2**20:.0f} → {last / 2**20:.0f} MiB, {100 * growth:+.1f} %",
         f"grows by less than {100 * MOST_GROWTH:g} %",
         holds=growth < MOST_GROWTH,
+    )
+
+
+def _files(samples: Sequence[Sample]) -> Finding:
+    """Compare open files before the crowd and after it."""
+    first, last = samples[0].open_files, samples[-1].open_files
+    return Finding(
+        "open files and connections, before the crowd and after it",
+        f"{first} → {last}",
+        f"at most {MOST_FILES} more",
+        holds=last - first <= MOST_FILES,
     )
 
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import socket
 import time
 from collections import Counter
@@ -91,7 +92,7 @@ class Client:
 
     async def _read(self) -> str:
         async with self._asked(self._question(tokens=8)) as reader:
-            return _outcome(await reader.read(), "read to the end")
+            return _whole(await reader.read())
 
     async def _leave(self) -> str:
         """Read nothing, the head, or some of the text, and go."""
@@ -129,7 +130,7 @@ class Client:
                 answer = await asyncio.wait_for(reader.read(), _NONSENSE_S)
             except TimeoutError:  # whoever loses max_tokens is told a long story
                 return "left within an answer"
-            return _outcome(answer, "nonsense was answered")
+            return _outcome(answer, "nonsense was answered", is_asked_well=False)
 
     async def _break_off(self) -> str:
         path, body = self._question(tokens=5)
@@ -187,23 +188,51 @@ class Client:
             writer.transport.abort()
 
 
-def _outcome(answer: bytes, what: str) -> str:
+def _whole(answer: bytes) -> str:
+    """Say what an answer was that has been read to its end.
+
+    Raises:
+        SoakError: It was a failure of the server, or is not whole.
+    """
+    seen = _outcome(answer, "read to the end")
+    if seen == "the connection was closed":
+        raise SoakError("read: closed without an answer")
+    if seen == "read to the end" and not answer.rstrip(b"\r\n0").endswith((b"[DONE]", b"\0")):
+        raise SoakError("read: the answer broke off")
+    return seen
+
+
+def _outcome(answer: bytes, what: str, *, is_asked_well: bool = True) -> str:
     """Say what an answer, or its beginning, was.
+
+    Args:
+        answer: Head and body.
+        what: The client did.
+        is_asked_well: There was nothing to refuse but for want of a place.
 
     Raises:
         SoakError: It was a failure of the server.
     """
+    if failure := _FAILURE.search(answer):
+        raise SoakError(f"{what}: {failure[0].decode(errors='replace')}")
     status = answer[9:12].decode(errors="replace")
     if status == "200":
-        # The cluster's protocol says so in a frame.
-        return SENT_AWAY if b"are running and" in answer else what
-    if status in ("429", "503"):
+        # Two protocols tell errors in a frame, and streams in their last event.
+        if b"the server is busy" in answer:
+            return SENT_AWAY
+        if is_asked_well and _ERROR.search(answer):
+            raise SoakError(f"{what}: an error, {answer[-200:]!r}")
+        return what
+    if status == "429":
         return SENT_AWAY
-    if status[:1] == "4":
+    if status[:1] == "4" and not is_asked_well:
         return "refused"
     if not status:
         return "the connection was closed"
     raise SoakError(f"{what}: status {status}")
 
 
+# What this server says when the fault is its own, in any dialect.
+_FAILURE = re.compile(rb"internal error|the model failed|the engine|no memory left|server_error")
+_ERROR = re.compile(rb'"error_code": ?[1-9]|"error": ?\{')
 _TEXT = "the of and to in is that for it was on with as at by from this are or an be we"

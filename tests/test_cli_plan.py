@@ -92,3 +92,13 @@ def test_a_mistake_is_one_message_and_status_2(arguments: list[str], told: str) 
 
 def test_help_shows_an_example() -> None:
     assert "dbgpt-guanaco plan guanaco-33b --gpu 24GB --train" in run("--help")[1]
+
+
+def test_a_damaged_folder_costs_its_own_line_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "models" / "guanaco-7b").mkdir(parents=True)
+    (tmp_path / "models" / "guanaco-7b" / "README.md").write_text("a broken download")
+
+    code, out, _ = run("--gpu", "24GB")
+
+    assert code == 0
+    assert set(KNOWN_MODELS) <= {line.split()[0] for line in out.splitlines() if line.strip()}

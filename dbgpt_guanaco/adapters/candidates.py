@@ -1,5 +1,6 @@
 """A name → what is known of that model without its weights: from here, by heart, or the hub."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from dbgpt_guanaco.adapters.resolve import (
     no_such_name,
 )
 from dbgpt_guanaco.adapters.shapes import ModelShape, read_config, shape_of
-from dbgpt_guanaco.errors import ModelLoadError
+from dbgpt_guanaco.errors import GuanacoError, ModelLoadError
 from dbgpt_guanaco.settings import ModelSettings, Quantization
+
+logger = logging.getLogger(__name__)
 
 # A header may count what a model ties together, or leaves out, and still be whole.
 TOLERATED_LACK = 0.01
@@ -50,8 +53,19 @@ class Candidate:
 
 
 def known_candidates(settings: ModelSettings) -> list[Candidate]:
-    """Return all known models; the hub is not asked."""
-    return [find_candidate(name, settings) for name in KNOWN_MODELS]
+    """Return all known models; the hub is not asked.
+
+    A folder that is damaged is passed over, for what is known of its name.
+    """
+    own = settings.model_copy(update={"base_model": None})  # of one LoRA, not of all
+    found = []
+    for name, known in KNOWN_MODELS.items():
+        try:
+            found.append(find_candidate(name, own))
+        except GuanacoError as error:
+            logger.warning("%s: %s", name, str(error).partition("\n")[0])
+            found.append(_by_heart(name, known))
+    return found
 
 
 def find_candidate(name: str, settings: ModelSettings) -> Candidate:

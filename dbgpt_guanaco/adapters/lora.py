@@ -101,6 +101,7 @@ def read_lora(folder: Path, base: nn.Module, dtype: torch.dtype) -> Lora:
     pairs = {}
     for name, (a, b) in matrices.items():
         pair = LoraPair(a, b, _scale(config, name, a.shape[0]))
+        _check_rank(folder, config, name, a)
         pairs[name] = _fitted(folder, name, pair, layers[name], dtype)
     if not any(bool(pair.b.any()) for pair in pairs.values()):
         raise ModelLoadError(f"the LoRA in {folder} is empty: every B matrix is zero")
@@ -132,6 +133,7 @@ def check_fit(folder: Path, base: nn.Module) -> int:
     layers = {name: part for name, part in base.named_modules() if isinstance(part, nn.Linear)}
     _check_layers(folder, config, matrices, layers)
     for name, (a, b) in matrices.items():
+        _check_rank(folder, config, name, a)
         _check_shapes(folder, name, a, b, layers[name])
     return len(matrices)
 
@@ -235,6 +237,13 @@ def _fitted(
     if not bool(a.isfinite().all() and b.isfinite().all()):
         raise _unfit(folder, f"there are numbers in {name} that are not finite")
     return replace(pair, a=a, b=b)
+
+
+def _check_rank(folder: Path, config: LoraConfig, name: str, a: Tensor) -> None:
+    ranks = config.rank_pattern or {}
+    rank = ranks.get(get_pattern_key(list(ranks), name), config.r)
+    if a.shape[0] != rank:
+        raise _unfit(folder, f"{name} has rank {a.shape[0]}, adapter_config.json says {rank}")
 
 
 def _check_shapes(folder: Path, name: str, a: Tensor, b: Tensor, layer: nn.Linear) -> None:

@@ -1,6 +1,7 @@
 """Merged against un-merged on text that neither was trained on."""
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,8 +17,10 @@ from dbgpt_guanaco.adapters.memory import free_memory_bytes, lora_bytes_of, plan
 from dbgpt_guanaco.adapters.quantization import compute_dtype, quantization_config
 from dbgpt_guanaco.adapters.shapes import read_shape
 from dbgpt_guanaco.checkpoints.merging import Base
-from dbgpt_guanaco.errors import ModelLoadError, OutOfMemoryError
+from dbgpt_guanaco.errors import ModelLoadError
 from dbgpt_guanaco.settings import Quantization
+
+logger = logging.getLogger(__name__)
 
 # One model is in memory at a time, and the logits of the other for so many tokens.
 MAX_TOKENS = 512
@@ -56,8 +59,9 @@ def report_on(
     unmerged = Contender(base, lora, quantization, device)
     try:
         report = compare(unmerged, merged, text)
-    except (OutOfMemoryError, ModelLoadError) as error:  # the merge itself stands
-        report = {"refused": str(error)}
+    except Exception as error:  # whatever a library says: the merge itself stands
+        logger.debug("no comparison", exc_info=True)
+        report = {"refused": str(error).partition("\n")[0] or type(error).__name__}
     card: dict[str, Any] = json.loads((out / MERGE).read_text()) | {"report": report}
     scratch = (out / MERGE).with_suffix(".new")
     scratch.write_text(json.dumps(card, indent=2))

@@ -120,6 +120,7 @@ def partial_model(
     refuse_existing(out)
     made = _missing_parents(out)
     root = partial_folder(out)
+    _refuse_other_work(root, job)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / "lock").open("a") as lock:
@@ -152,6 +153,16 @@ def refuse_existing(out: Path) -> None:
     ours = {"lock", JOURNAL}
     if root.exists() and (found := {p.name for p in root.iterdir()}) and not found & ours:
         raise OutputError(f"{root} is in the way and was not made by this command; remove it")
+
+
+def _refuse_other_work(root: Path, job: Mapping[str, Any]) -> None:
+    """Refuse to throw away what another command has begun, hours of training perhaps."""
+    begun = read_journal(root).get("job", {}).get("command")
+    if begun not in (None, job.get("command")):
+        raise OutputError(
+            f"{root} holds an unfinished {begun}; go on with that, remove that folder or name "
+            "another one"
+        )
 
 
 def partial_folder(out: Path) -> Path:

@@ -94,7 +94,7 @@ def finetune(
     Each line of DATA is one conversation: {"messages": […]}, ShareGPT, Alpaca or OpenAssistant.
     Ctrl-C ends the training after the running step; --resume goes on exactly.
 
-    Example:  dbgpt-guanaco finetune llama-7b talks.jsonl --out models/guanaco-7b-mine
+    Example:  dbgpt-guanaco finetune huggyllama/llama-7b talks.jsonl --out models/guanaco-7b-mine
     """
     options = {
         "epochs": epochs,

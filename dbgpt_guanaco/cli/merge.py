@@ -30,7 +30,7 @@ def merge(
 
     Memory holds one shard and never the model. An interrupted run goes on where it was.
 
-    Example:  dbgpt-guanaco merge llama-7b guanaco-7b --out models/guanaco-7b-merged
+    Example:  dbgpt-guanaco merge huggyllama/llama-7b guanaco-7b --out models/mine
     """
     from dbgpt_guanaco.checkpoints.comparison import read_text, report_on
     from dbgpt_guanaco.checkpoints.merging import merge_lora, open_merge

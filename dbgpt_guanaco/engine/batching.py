@@ -52,6 +52,7 @@ CLOSE_S = 30.0
 # Failing steps in a row after which the engine no longer trusts its own memory.
 MAX_FAILURES = 2
 _UNBOUNDED = 2**62  # tokens of an admission: blocks are counted by the scheduler
+FAILED = "the engine has failed; the server's log says why"
 REBUILDING = "the engine failed and is being rebuilt; the server's log says why"
 
 
@@ -59,11 +60,19 @@ class BatchingEngine:
     """Answers many requests at once, in one thread."""
 
     def __init__(
-        self, loaded: LoadedModel, settings: EngineSettings, life: LifeSettings | None = None
+        self,
+        loaded: LoadedModel,
+        settings: EngineSettings,
+        life: LifeSettings | None = None,
+        *,
+        reserved_bytes: int = 0,
     ) -> None:
         self._loaded = loaded
-        self._machinery = Machinery(loaded.model, settings, loaded.card.context_tokens)
-        context_tokens = min(loaded.card.context_tokens, self._machinery.capacity_tokens)
+        context_tokens = loaded.card.context_tokens
+        self._machinery = Machinery(
+            loaded.model, settings, context_tokens, reserved_bytes=reserved_bytes
+        )
+        context_tokens = min(context_tokens, self._machinery.capacity_tokens)
         self.card: ModelCard = replace(loaded.card, context_tokens=context_tokens)
         self.template: PromptTemplate = loaded.template
         self.loras = LoraShelf(loaded, settings)
@@ -82,6 +91,7 @@ class BatchingEngine:
         self._failures = 0
         self._prompt_tokens = 0
         self._problem: str | None = None
+        self._failure: BaseException | None = None
         self._is_abandoned = False
         timeout_s = (life or LifeSettings()).step_timeout_s
         self._watchdog = Watchdog(timeout_s, self._on_stuck)
@@ -96,8 +106,8 @@ class BatchingEngine:
             GenerationFailedError: The model cannot compute, or not in this way.
         """
         self._is_warm.wait()
-        if self._problem:
-            raise GenerationFailedError(f"the first pass: {self._problem}")
+        if self._failure:
+            raise GenerationFailedError(f"the first pass: {self._failure}") from self._failure
 
     @property
     def load(self) -> EngineLoad:
@@ -188,10 +198,12 @@ class BatchingEngine:
                 self._admit()
                 self._watchdog.begin()
                 self._step()
-                if self._watchdog.end():
+                while self._watchdog.end():
+                    self._watchdog.begin()  # a device that hangs may hang again
                     self._recover()
         except BaseException as error:  # the thread ends here: whoever waits must hear of it
-            self._problem = f"the engine has failed: {error}"
+            self._failure = error
+            self._problem = FAILED  # strangers read this, and not what a library says
             logger.exception("the engine's thread died")
         finally:
             self._is_warm.set()
@@ -204,8 +216,10 @@ class BatchingEngine:
         scheduler = self._machinery.scheduler
         while generation := self._admission.next(wait=scheduler.is_idle, fits=self._fits):
             try:
+                self._watchdog.begin()  # it waits for the device, too
                 scheduler.add(self._sequence(generation))
             except Exception as error:
+                self._watchdog.end()
                 logger.exception("request %s cannot be begun", generation.request.request_id)
                 self._admission.leave(generation)
                 generation.post(told(error))

@@ -6,6 +6,7 @@ from typing import TypeVar
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.embedding import load_embedder
 from dbgpt_guanaco.adapters.loading import LoadedModel, load_model
+from dbgpt_guanaco.adapters.memory import lora_bytes_of
 from dbgpt_guanaco.adapters.resolve import find_lora, resolve
 from dbgpt_guanaco.engine.batching import BatchingEngine
 from dbgpt_guanaco.engine.embedding import SentenceEmbedder
@@ -33,11 +34,14 @@ def create_engine(settings: Settings, tell: Tell = tell_nobody) -> BatchingEngin
     tell(StartProgress("finding the model"))
     source = resolve(settings.model, tell)
     loaded = load_model(source, settings.model, registry, tell)
+    loras = [(name, find_lora(folder, settings.model)) for name, folder in settings.engine.loras]
     tell(StartProgress("preparing the first pass"))
-    engine = start_engine(loaded, settings.engine, settings.life)
+    # They come behind the cache, which would leave them a tenth of what is free.
+    reserved = sum(lora_bytes_of(folder) for _, folder in loras)
+    engine = start_engine(loaded, settings.engine, settings.life, reserved_bytes=reserved)
     try:
-        for name, folder in counted(settings.engine.loras, "loading LoRAs", "LoRAs", tell):
-            engine.loras.add(name, find_lora(folder, settings.model))
+        for name, folder in counted(loras, "loading LoRAs", "LoRAs", tell):
+            engine.loras.add(name, folder)
     except BaseException:
         engine.close()
         raise
@@ -45,16 +49,26 @@ def create_engine(settings: Settings, tell: Tell = tell_nobody) -> BatchingEngin
 
 
 def start_engine(
-    loaded: LoadedModel, settings: EngineSettings, life: LifeSettings | None = None
+    loaded: LoadedModel,
+    settings: EngineSettings,
+    life: LifeSettings | None = None,
+    *,
+    reserved_bytes: int = 0,
 ) -> BatchingEngine | StreamingEngine:
     """Return the engine that the settings name, warm; by default the first that can run.
+
+    Args:
+        loaded: The model.
+        settings: What it is given.
+        life: When it is taken for stuck.
+        reserved_bytes: What its cache leaves free, for LoRAs that come later.
 
     Raises:
         GuanacoError: The model cannot be served as asked.
     """
     if settings.engine != "streaming":
         try:
-            return _warm(BatchingEngine(loaded, settings, life))
+            return _warm(BatchingEngine(loaded, settings, life, reserved_bytes=reserved_bytes))
         except (ConfigurationError, GenerationFailedError) as error:
             if settings.engine == "batching":
                 raise

@@ -27,8 +27,11 @@ class LoraLayers:
         model: Gets a hook on every linear layer; ``remove`` takes them away.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:  # noqa: ANN401
         self._pass: Mapping[Lora, Rows] = {}
+        self._head_pass: Mapping[Lora, Rows] = {}
+        head = model.get_output_embeddings()
+        self._head = next((name for name, part in model.named_modules() if part is head), None)
         self._hooks = [
             part.register_forward_hook(AddLora(self, name))
             for name, part in model.named_modules()
@@ -36,21 +39,28 @@ class LoraLayers:
         ]
 
     @contextmanager
-    def applied(self, rows: Mapping[Lora, Rows]) -> Iterator[None]:
-        """Lay LoRAs on tokens of all passes within the block."""
-        self.apply(rows)
+    def applied(
+        self, rows: Mapping[Lora, Rows], head_rows: Mapping[Lora, Rows] | None = None
+    ) -> Iterator[None]:
+        """Lay LoRAs on tokens of all passes within the block.
+
+        Args:
+            rows: Of the tokens that are computed.
+            head_rows: Of those among them that reach the output head; None where all do.
+        """
+        self._pass, self._head_pass = rows, rows if head_rows is None else head_rows
         try:
             yield
         finally:
             self.apply({})
 
     def apply(self, rows: Mapping[Lora, Rows]) -> None:
-        """Lay LoRAs on tokens of all passes from now on."""
-        self._pass = rows
+        """Lay LoRAs on tokens of all passes from now on, at the head as in all layers."""
+        self._pass = self._head_pass = rows
 
     def add(self, name: str, inputs: Tensor, output: Tensor) -> Tensor:
         """Add to a layer's output [1, T, outputs] what the LoRAs of the pass say."""
-        for lora, rows in self._pass.items():
+        for lora, rows in (self._head_pass if name == self._head else self._pass).items():
             pair = lora.pairs.get(name)
             if pair:
                 output = _added(output, inputs, rows, pair)
@@ -80,6 +90,25 @@ def rows_of(spans: Sequence[Span], device: torch.device) -> Mapping[Lora, Rows]:
         if span.lora:
             found.setdefault(span.lora, []).append(span)
     return {lora: _rows(own, device) for lora, own in found.items()}
+
+
+def head_rows_of(
+    spans: Sequence[Span], wanted: Sequence[int] | None, device: torch.device
+) -> Mapping[Lora, Rows]:
+    """Return the same of the tokens that are wanted, which alone reach the head, in their order."""
+    if wanted is None:
+        return rows_of(spans, device)
+    places: dict[Lora, list[int]] = {}
+    for span in spans:
+        if span.lora:
+            own = range(span.start, span.start + span.count)
+            found = [place for place, token in enumerate(wanted) if token in own]
+            places.setdefault(span.lora, []).extend(found)
+    return {
+        lora: torch.tensor(own, dtype=torch.long, device=device)
+        for lora, own in places.items()
+        if own
+    }
 
 
 def _rows(spans: Sequence[Span], device: torch.device) -> Rows:

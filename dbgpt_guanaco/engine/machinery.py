@@ -37,6 +37,7 @@ class Machinery:
         settings: How many requests, and what they may take.
         context_tokens: Tokens of the longest sequence.
         memory: The memory of the model's device; asked only here.
+        reserved_bytes: What the cache leaves free beside the largest step.
 
     Raises:
         ConfigurationError: This model cannot be batched; the message says why.
@@ -49,6 +50,7 @@ class Machinery:
         settings: EngineSettings,
         context_tokens: int,
         memory: Memory | None = None,
+        reserved_bytes: int = 0,
     ) -> None:
         reason = why_not(model)
         if reason:
@@ -56,7 +58,7 @@ class Machinery:
         self._model, self._settings, self._context_tokens = model, settings, context_tokens
         self._device: torch.device = model.device
         self._layers, self._loras = _layers(model), LoraLayers(model)
-        self._dtype = _dtype(model)
+        self._dtype, self._reserved_bytes = _dtype(model), reserved_bytes
         self.vocabulary_size = int(model.get_output_embeddings().weight.shape[0])
         self._own_attention = model.config._attn_implementation
         self.overlaps = self._device.type == "cuda"
@@ -152,7 +154,7 @@ class Machinery:
     def _room(self, memory: Memory) -> int:
         """Return how many blocks the cache gets: what steps leave, what is wanted at most."""
         token_bytes = sum(2 * h * d for h, d in self._layers) * self._dtype.itemsize
-        free = max(0, memory.free() - self._needed(memory))
+        free = max(0, memory.free() - self._needed(memory) - self._reserved_bytes)
         allowed = cache_tokens(
             free,
             token_bytes,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dbgpt_guanaco.engine.attention import Attend, CpuAttention, KVCache, Span
 from dbgpt_guanaco.engine.cuda_graphs import DecodeBatch, DecodeGraphs
-from dbgpt_guanaco.engine.lora_layers import LoraLayers, rows_of
+from dbgpt_guanaco.engine.lora_layers import LoraLayers, head_rows_of, rows_of
 from dbgpt_guanaco.engine.transfer import to_device
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ class TransformersPasses:
     ) -> Tensor:
         """See ``Passes``."""
         slots = to_device(slots_of(spans, self._cache.block_size), self._device)
-        with self._loras.applied(rows_of(spans, self._device)):
+        head_rows = head_rows_of(spans, wanted, self._device)
+        with self._loras.applied(rows_of(spans, self._device), head_rows):
             return self._forward(
                 input_ids,
                 to_device(positions_of(spans), self._device),

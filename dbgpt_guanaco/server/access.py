@@ -35,7 +35,7 @@ METRICS = ("/metrics",)
 
 LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 # Who sends one of these is a proxy, and speaks for somebody at another address.
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
 class Access:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from dbgpt_guanaco import errors
-from dbgpt_guanaco.server.exchange import HEADER, KEY
+from dbgpt_guanaco.server.exchange import HEADER, KEY, shown_path
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def log_refusal(request: Request, status: int, kind: str, parameter: str | None 
     exchange.problem = kind
     logger.info(
         "%s answered %d: %s%s",
-        request.url.path,
+        shown_path(request.url.path),
         status,
         kind,
         named,

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +24,7 @@ KEY = "guanaco.exchange"
 # Where a middleware that knows the caller says who it is, and why it refused.
 KEY_NAME, REFUSAL = "guanaco.key_name", "guanaco.refusal"
 HEADER = "X-Request-Id"
+MAX_PATH_CHARACTERS = 120
 SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 DIALECTS = (
@@ -45,6 +47,11 @@ def dialect_of(path: str) -> str:
     if path == "/":
         return "page"
     return next((name for start, name in DIALECTS if path.startswith(start)), "other")
+
+
+def shown_path(path: str) -> str:
+    """Return a path as it may stand in a log: cut, and without what a terminal would obey."""
+    return quote(path[:MAX_PATH_CHARACTERS], errors="replace")
 
 
 @dataclass(slots=True)

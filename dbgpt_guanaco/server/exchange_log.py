@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
 
-from dbgpt_guanaco.server.exchange import Exchange
+from dbgpt_guanaco.server.exchange import Exchange, shown_path
 from dbgpt_guanaco.server.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -15,7 +14,6 @@ logger = logging.getLogger(__name__)
 ROUTINE = ("/metrics", "/api/health", "/api/controller/")
 # Asked for all the time also while nothing is well; what is not well says so itself.
 PROBES = ("/health", "/ready")
-MAX_PATH_CHARACTERS = 120
 
 
 def log_exchange(exchange: Exchange) -> None:
@@ -26,7 +24,7 @@ def log_exchange(exchange: Exchange) -> None:
         logging.DEBUG if is_routine(exchange.path, status) else level,
         "%s %s answered %d",
         exchange.method,
-        quote(exchange.path[:MAX_PATH_CHARACTERS], errors="replace"),
+        shown_path(exchange.path),
         status,
         extra={"fields": fields(exchange)},
     )

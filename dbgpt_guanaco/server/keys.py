@@ -99,8 +99,8 @@ class Keys:
             version = (found.st_ctime_ns, found.st_size, found.st_ino)
             if version == self._seen:
                 return
-            self._seen = version
             text = file.read_text(encoding="utf-8")
+            self._seen = version
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
             raise ConfigurationError(f"GUANACO_API_KEYS_FILE={file}: {reason}") from None

@@ -63,9 +63,18 @@ def test_one_failure_that_a_client_saw_is_told() -> None:
 @pytest.mark.parametrize(
     ("answer", "seen", "wrong"),
     [
-        (b"HTTP/1.1 200 OK\r\n\r\n", True, None),
+        (b"HTTP/1.1 200 OK\r\n\r\ndata: [DONE]\n\n", True, None),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"text":"a","error_code":0}\0', True, None),
+        (b"HTTP/1.1 200 OK\r\n\r\ndata: {", False, "the answer broke off"),
+        (
+            b'HTTP/1.1 200 OK\r\n\r\n{"error_code":1,"text":"the model failed"}\0',
+            False,
+            "the model failed",
+        ),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"error_code":1,"text":"the server is busy"}\0', True, None),
+        (b"HTTP/1.1 503 Gone\r\n\r\n", False, "status 503"),
         (b"HTTP/1.1 429 Busy\r\n\r\n", True, None),
-        (b"", True, None),
+        (b"", False, "closed without an answer"),
         (b"HTTP/1.1 500 Oh\r\n\r\n", False, "status 500"),
     ],
 )

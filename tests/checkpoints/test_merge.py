@@ -341,3 +341,31 @@ def test_a_folder_that_may_not_be_written_is_refused(base: Path, tmp_path: Path)
     assert code == 2
     assert "/proc/no/out cannot be written" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_what_another_command_has_begun_is_not_thrown_away(base: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "out.partial"
+    (begun / "snapshots").mkdir(parents=True)
+    (begun / "journal.json").write_text(json.dumps({"job": {"command": "finetune"}, "done": {}}))
+    lora = make_lora(tmp_path / "lora")
+
+    code, _, err = run("merge", base, lora, "--out", tmp_path / "out", "--no-report")
+
+    assert code == 2
+    assert "holds an unfinished finetune" in err
+    assert (begun / "snapshots").is_dir()
+
+
+def test_a_report_that_fails_in_any_way_leaves_the_merge(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a library's own words")
+
+    monkeypatch.setattr("dbgpt_guanaco.checkpoints.comparison._log_probabilities", fail)
+
+    code, out, err = run("merge", base, make_lora(tmp_path / "lora"), "--out", tmp_path / "out")
+
+    assert code == 0, err
+    assert "a library's own words" in out + err
+    assert (tmp_path / "out" / "config.json").is_file()

@@ -111,3 +111,28 @@ def test_a_lora_on_the_output_head_is_left_to_transformers() -> None:
         found = passes.compute(ids, spans, None)
         assert torch.equal(found, pair.reference.compute(ids, spans, None))
         assert not torch.equal(found, passes.compute(ids, [replace(spans[0], lora=None)], None))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_lora_on_the_output_head_stays_with_its_own_tokens(is_first: bool, apart: bool) -> None:
+    """Only the last token of each prompt reaches the head, so rows are counted anew there."""
+    pair = Pair(CONFIGS["llama"](), "bf16")
+    lora = random_lora(pair.model, 4, 1, ("lm_head",))
+    whose = [lora, None, lora] if is_first else [None, lora, None]
+    if not apart:
+        whose = whose[:2]
+    spans = [Span(8 * n, 8, 8, TABLES[n], own) for n, own in enumerate(whose)]
+    ids = torch.tensor(text(8 * len(whose)))
+    wanted = [8 * n + 7 for n in range(len(whose))]
+
+    with torch.inference_mode():
+        found = pair.reference.compute(ids, spans, wanted)
+        every = pair.reference.compute(ids, spans, None)
+
+    assert torch.allclose(found, every[wanted], atol=0.01)
+    plain = [replace(span, lora=None) for span in spans]
+    with torch.inference_mode():
+        without = pair.reference.compute(ids, plain, wanted)
+    for row, own in enumerate(whose):
+        assert torch.allclose(found[row], without[row], atol=0.01) is (own is None)

@@ -3,8 +3,10 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from fakes import ScriptedEngine
 from rich.console import Console
 
 from dbgpt_guanaco.server.exchange_log import is_routine
@@ -99,3 +101,16 @@ def test_a_text_log_goes_to_the_console(bare_logging: Callable[[], None]) -> Non
     logging.getLogger("some.library").info("one", extra={"fields": {"n": 2}})
 
     assert "one n=2" in written.getvalue()
+
+
+@pytest.mark.parametrize("path", ["/%1b%5b2J", "/" + "a" * 5000])
+async def test_a_path_cannot_write_on_the_operators_terminal(
+    path: str, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    await connect(ScriptedEngine()).post(path, json={})
+
+    assert "\x1b" not in caplog.text
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("dbgpt_guanaco")]
+    assert 0 < max(map(len, ours)) < 300

@@ -183,12 +183,14 @@ private:
     void expand_all(int projection, const Linear& l, const Place& at, float* tile) {
         if (!pass_.loras) return;
         const std::int64_t padded = ceil_div(l.outputs, COLUMNS) * COLUMNS;
-        for (int r = 0; r < at.rows; ++r) {
-            const std::int32_t lora = pass_.token_loras[at.row + r];
-            if (lora < 0 || !pair(lora, projection).rank) continue;
+        const std::int32_t* loras = pass_.token_loras + at.row;
+        for (int r = 0, count; r < at.rows; r += count) {
+            const int most = std::min(EXPANDED_ROWS, at.rows - r);
+            for (count = 1; count < most && loras[r + count] == loras[r];) ++count;
+            if (loras[r] < 0 || !pair(loras[r], projection).rank) continue;
             for (int c = 0; c < at.columns && at.column + c < padded; c += COLUMNS)
-                expand(pair(lora, projection), low(projection, at.row + r), padded, at.column + c,
-                       tile + r * at.columns + c);
+                expand(pair(loras[r], projection), low(projection, at.row + r), pass_.low_width,
+                       count, padded, at.column + c, tile + r * at.columns + c, at.columns);
         }
     }
 

@@ -38,19 +38,25 @@ inline void shrink(const Pair& pair, const bf16* x, std::int64_t inputs, int row
     }
 }
 
-// y[c] += scale * (B low)[column + c], rounded to bfloat16, for 32 columns.
-inline void expand(const Pair& pair, const bf16* low, std::int64_t padded, std::int64_t column,
-                   float* y) {
-    // Four sums at a time: one alone would wait for itself.
-    __m512 sum[2][2];
-    for (auto& part : sum) part[0] = part[1] = _mm512_setzero_ps();
+// y[r][c] += scale * (B low[r])[column + c], rounded to bfloat16, for R rows of one LoRA and 32
+// columns: B is read once for all of them.
+template <int R>
+void expand_rows(const Pair& pair, const bf16* low, std::int64_t width, std::int64_t padded,
+                 std::int64_t column, float* y, int ldy) {
+    // Two sums for each: one alone would wait for itself.
+    __m512 sum[R][2][2];
+    for (auto& row : sum)
+        for (auto& part : row) part[0] = part[1] = _mm512_setzero_ps();
     const std::int64_t pairs = pair.rank / 2;
     const bf16* b = pair.b + 2 * column;
     const auto step = [&](int part, std::int64_t p) {
-        const __m512i input = broadcast_pair(low + 2 * p);
         const bf16* at = b + 2 * p * padded;
-        sum[part][0] = dot(sum[part][0], input, _mm512_loadu_si512(at));
-        sum[part][1] = dot(sum[part][1], input, _mm512_loadu_si512(at + 2 * LANES));
+        const __m512i left = _mm512_loadu_si512(at), right = _mm512_loadu_si512(at + 2 * LANES);
+        for (int r = 0; r < R; ++r) {
+            const __m512i input = broadcast_pair(low + r * width + 2 * p);
+            sum[r][part][0] = dot(sum[r][part][0], input, left);
+            sum[r][part][1] = dot(sum[r][part][1], input, right);
+        }
     };
     std::int64_t p = 0;
     for (; p + 2 <= pairs; p += 2) {
@@ -59,9 +65,22 @@ inline void expand(const Pair& pair, const bf16* low, std::int64_t padded, std::
     }
     if (p < pairs) step(0, p);
     const __m512 scale = _mm512_set1_ps(pair.scale);
-    for (int half = 0; half < 2; ++half) {
-        float* place = y + half * LANES;
-        const __m512 more = _mm512_add_ps(sum[0][half], sum[1][half]);
-        _mm512_storeu_ps(place, rounded(_mm512_fmadd_ps(more, scale, _mm512_loadu_ps(place))));
+    for (int r = 0; r < R; ++r) {
+        for (int half = 0; half < 2; ++half) {
+            float* place = y + r * ldy + half * LANES;
+            const __m512 more = _mm512_add_ps(sum[r][0][half], sum[r][1][half]);
+            _mm512_storeu_ps(place, rounded(_mm512_fmadd_ps(more, scale, _mm512_loadu_ps(place))));
+        }
     }
+}
+
+constexpr int EXPANDED_ROWS = 4;
+
+inline void expand(const Pair& pair, const bf16* low, std::int64_t width, int rows,
+                   std::int64_t padded, std::int64_t column, float* y, int ldy) {
+    using Kernel = void (*)(const Pair&, const bf16*, std::int64_t, std::int64_t, std::int64_t,
+                            float*, int);
+    static constexpr Kernel kernels[EXPANDED_ROWS] = {expand_rows<1>, expand_rows<2>,
+                                                      expand_rows<3>, expand_rows<4>};
+    kernels[rows - 1](pair, low, width, padded, column, y, ldy);
 }
