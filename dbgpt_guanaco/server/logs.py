@@ -19,6 +19,8 @@ from dbgpt_guanaco.settings import LogFormat
 # included; bitsandbytes offers to download a kernel that it has a built-in for.
 QUIET = {
     "asyncio": logging.WARNING,
+    # For each 8-bit layer of each step, how it casts.
+    "bitsandbytes.autograd._functions": logging.ERROR,
     "bitsandbytes.backends.cpu.ops": logging.ERROR,
     "filelock": logging.WARNING,
     "httpcore": logging.WARNING,
