@@ -3,8 +3,10 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from tiny_models import lora_weights, make_bpe_tokenizer, make_lora, make_model, tiny_config
 
+from benchmarks.measured_memory import tensor_bytes
 from dbgpt_guanaco.adapters import default_registry
 from dbgpt_guanaco.adapters.loading import load_model
 from dbgpt_guanaco.adapters.memory import (
@@ -16,10 +18,12 @@ from dbgpt_guanaco.adapters.memory import (
     lora_bytes_of,
     plan_memory,
 )
-from dbgpt_guanaco.adapters.resolve import ModelSource
+from dbgpt_guanaco.adapters.resolve import ModelSource, resolve
 from dbgpt_guanaco.adapters.shapes import llama_shape, read_shape, shape_of
 from dbgpt_guanaco.errors import OutOfMemoryError
-from dbgpt_guanaco.settings import ModelSettings, Quantization
+from dbgpt_guanaco.settings import DEMO_MODEL, ModelSettings, Quantization
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,21 @@ def test_the_weights_are_predicted_within_five_percent(
     plan = plan_memory(read_shape(wide_model), quantization, on_cuda=False)
 
     assert plan.weight_bytes == pytest.approx(loaded.card.weight_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+def test_the_demo_model_is_predicted_within_five_percent(quantization: Quantization) -> None:
+    folder = ROOT / "models" / DEMO_MODEL
+    settings = ModelSettings(
+        models_dir=ROOT / "models", device="cpu", quantization_override=quantization
+    )
+    loaded = load_model(resolve(settings), settings, default_registry())
+    with torch.no_grad():  # a CPU packs 4-bit weights at the first pass
+        loaded.model(input_ids=torch.tensor([[1, 2]]))
+
+    plan = plan_memory(read_shape(folder), quantization, on_cuda=False)
+
+    assert plan.weight_bytes == pytest.approx(tensor_bytes(loaded.model), rel=0.05)
 
 
 def test_keys_and_values_are_counted_in_every_layer_and_kv_head() -> None:
