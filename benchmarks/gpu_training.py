@@ -27,7 +27,7 @@ if not __package__:
 
 from benchmarks.facts import as_list, run_facts
 from benchmarks.gpu_models import SHAPES, TINY, Shape, build
-from benchmarks.measured_memory import Training, peak_allocated
+from benchmarks.measured_memory import PASSES, Training, peak_allocated
 from dbgpt_guanaco.adapters.shapes import shape_of
 from dbgpt_guanaco.adapters.training_memory import Optimizer, TrainingRun, plan_training
 from dbgpt_guanaco.checkpoints.merging import merge_lora, open_merge
@@ -146,10 +146,9 @@ def train(shape: Shape, run: TrainingRun, device: torch.device) -> Trained:
         measured = training.kept_bytes + peak_allocated(training.step)
     plan = plan_training(shape_of(config), run, on_cuda=device.type == "cuda")
     step_s = statistics.median(times)
-    passes = 2  # of a step; see ``measured_memory.PASSES``
     return Trained(
         shape.name, run.rank, run.tokens, run.optimizer, step_s,
-        passes * run.micro_batch * run.tokens / step_s,
+        PASSES * run.micro_batch * run.tokens / step_s,
         plan.tensor_bytes / GIB, measured / GIB,
     )  # fmt: skip
 

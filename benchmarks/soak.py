@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -79,9 +79,7 @@ class Soak:
             "GUANACO_BODY_TIMEOUT": "5",
             "GUANACO_CONTROLLER": f"http://127.0.0.1:{controller_port}",
         }
-        environment = {**program.environment, **settings}
-        return Program(program.name, program.weights, program.command, program.model, program.port,
-                       program.health, environment)  # fmt: skip
+        return replace(program, environment={**program.environment, **settings})
 
 
 @app.command()

@@ -20,7 +20,6 @@ _PAUSE_S = 0.05
 _SLOW_READS, _SLOW_S = 12, 0.25
 _DEAF_BUFFER = 2048
 _NONSENSE_S = 10.0
-# One in so many clients that leave does so while another dialect answers.
 _PATHS = ("/v1/chat/completions", "/generate_stream", "/api/worker/generate_stream")
 _NONSENSE: tuple[bytes, ...] = (
     b"", b"{", b"[" * 50_000, b"\xff\xfe", b'{"messages": 5}', b'{"prompt": ["a", 5]}',
@@ -43,7 +42,6 @@ class Log:
     Attributes:
         seen: How often each thing happened.
         wrong: What must not happen.
-        latest_s: When somebody last saw something, by ``time.monotonic``.
     """
 
     seen: Counter[str] = field(default_factory=Counter)

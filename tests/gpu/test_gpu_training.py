@@ -45,9 +45,11 @@ def test_merged_and_quantized_on_the_gpu_is_as_on_the_cpu(tmp_path: Path) -> Non
         source = open_source(base)
         quantize_model(source, "nf4", tmp_path / f"q-{name}", device, lambda _: None)
 
-    for job in ("m", "q"):
-        here, there = (weights_of(tmp_path / f"{job}-{name}") for name in ("cpu", "cuda"))
-        assert here.keys() == there.keys()
-    for key, weight in weights_of(tmp_path / "m-cpu").items():
-        # The order of the sums differs, and so may the last bit of bfloat16.
-        torch.testing.assert_close(weights_of(tmp_path / "m-cuda")[key], weight)
+    found = {
+        f"{job}-{name}": weights_of(tmp_path / f"{job}-{name}")
+        for job in ("m", "q")
+        for name in ("cpu", "cuda")
+    }
+    assert found["q-cpu"].keys() == found["q-cuda"].keys()
+    # The order of the sums differs, and so may the last bit of bfloat16.
+    torch.testing.assert_close(found["m-cuda"], found["m-cpu"])

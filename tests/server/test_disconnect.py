@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from asgi import post_of
 from fakes import ScriptedEngine
 from starlette.types import Message
 
@@ -45,18 +46,8 @@ async def test_a_client_that_leaves_frees_its_place(
         if len(sent) > messages_seen:
             left.set()
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
     async with asyncio.timeout(5):
-        await create_app(engine)(scope, receive, send)
+        await create_app(engine)(post_of(path), receive, send)
 
     assert engine.generations
     assert all(generation.cancelled.is_set() for generation in engine.generations)
@@ -77,18 +68,8 @@ async def test_a_client_that_leaves_within_its_request_is_no_failure(path: str) 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
     async with asyncio.timeout(5):
-        await create_app(engine)(scope, receive, send)
+        await create_app(engine)(post_of(path), receive, send)
 
     assert sent[0]["status"] in (400, 499)
     assert not engine.requests

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from asgi import post_of
 from fakes import ScriptedEmbedder, ScriptedEngine
 from starlette.types import Message
 
@@ -35,18 +36,8 @@ async def post_and_leave(
         if len(sent) >= messages_seen:
             left.set()
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
     async with asyncio.timeout(5):
-        await app(scope, receive, send)
+        await app(post_of(path), receive, send)
     return sent
 
 
