@@ -33,7 +33,8 @@ class Watchdog:
         self._begin: float | None = None
         self._is_stuck = False
         self._is_over = threading.Event()
-        threading.Thread(target=self._run, name="guanaco-watchdog", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="guanaco-watchdog", daemon=True)
+        self._thread.start()
 
     @property
     def problem(self) -> str | None:
@@ -68,8 +69,9 @@ class Watchdog:
                 self._on_stuck(self.problem or "")
 
     def close(self) -> None:
-        """Look no more."""
+        """Look no more; returns when the thread is gone."""
         self._is_over.set()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._is_over.wait(self._timeout_s / LOOKS):

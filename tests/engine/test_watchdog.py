@@ -2,10 +2,12 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from faults.stage import own_threads
 from tiny import tiny_loaded
 from watched import STUCK, let_time_pass
 
@@ -171,8 +173,15 @@ async def test_closing_tells_everybody_before_the_step_that_runs_is_over(make: M
 
 async def test_the_watchdog_looks_by_itself() -> None:
     told = threading.Event()
-    watchdog = Watchdog(0.05, lambda _: told.set())
+
+    def tell(_: str) -> None:
+        told.set()
+        time.sleep(0.1)
+
+    before = own_threads()
+    watchdog = Watchdog(0.05, tell)
     watchdog.begin()
 
     assert await asyncio.to_thread(told.wait, 10)
     watchdog.close()
+    assert own_threads() <= before, "it is still telling"

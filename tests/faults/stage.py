@@ -226,7 +226,7 @@ def described(seen: Sequence[Seen]) -> str:
     return told + "; ".join(f"{', '.join(names)}: {sight}" for sight, names in by_sight.items())
 
 
-def own_threads() -> list[str]:
+def own_threads() -> set[threading.Thread]:
     """The threads of engines; those of clients and of pools are made when they are needed."""
-    names = [thread.name for thread in threading.enumerate()]
-    return sorted(name for name in names if name in ("guanaco-engine", "guanaco-watchdog"))
+    names = ("guanaco-engine", "guanaco-watchdog")
+    return {thread for thread in threading.enumerate() if thread.name in names}

@@ -53,7 +53,7 @@ def test_a_fault_is_told_in_each_dialect_and_costs_nobody_else(
     assert {each.problem for each in struck} <= set(fault.told), struck
     assert [s.in_short for s in seen if s not in struck] == ["the whole answer"] * (4 - len(struck))
     assert seconds < WORKS_AGAIN_WITHIN_S
-    assert own_threads() == threads
+    assert own_threads() <= threads
     stage.assert_all_is_back()
     record(Row(fault.name, stage.where, described(seen), seconds))
 

@@ -29,5 +29,5 @@ def target(llama_tokenizer: Any) -> Iterator[Target]:
     stage.assert_all_is_back()
     assert target.answers_as_ever()
     stage.close()
-    stage.wait_until(lambda: own_threads() == before)
+    stage.wait_until(lambda: own_threads() <= before)  # those of another test may end meanwhile
     print(f"\n{target.summary}")  # noqa: T201 - for the log of a long run
