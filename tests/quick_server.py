@@ -3,7 +3,7 @@
 ``python quick_server.py`` reads the usual settings. An answer is as many words as it may have
 tokens, said slowly. The times of the cluster are shortened, all in the same measure. Where
 ``QUICK_LOAD`` names a pipe, loading lasts until something is written there, and fails if that is
-the name of a way to fail.
+the name of a way to fail. ``wasteful`` leaves 100 MB behind that were freed, with holes in them.
 """
 
 import asyncio
@@ -53,8 +53,11 @@ class SlowEngine(ScriptedEngine):
 def create_engine(_: object, tell: Tell) -> SlowEngine:
     if pipe := os.environ.get("QUICK_LOAD"):
         tell(StartProgress("waiting to be told", 1, 2, "words"))
-        if error := FAILURES.get(Path(pipe).read_text()):
+        outcome = Path(pipe).read_text()
+        if error := FAILURES.get(outcome):
             raise error
+        if outcome == "wasteful":
+            PINS.extend([bytes(1000) for _ in range(100_000)][::100])
     return ENGINE
 
 
@@ -63,6 +66,7 @@ def create_embedder(_: object, tell: Tell) -> ScriptedEmbedder:
 
 
 ENGINE = SlowEngine()
+PINS: list[bytes] = []
 FAILURES: dict[str, Exception] = {
     "setting": ModelLoadError("there is no such model; set LLM_MODEL"),
     "bug": ZeroDivisionError("a bug"),

@@ -5,9 +5,11 @@ Each server is its own process, over a scripted engine that loads for as long as
 
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,9 @@ import httpx
 import pytest
 from test_cluster import Server, wait_until
 
+from dbgpt_guanaco.server.bodies import SMALL_BYTES
+
+HEAP_BYTES = 64 * 2**20  # what glibc reserves for an arena, and aligns it to
 SCRIPT = {"messages": [{"role": "user", "content": "Say it."}]}
 STOPPING = "the server is shutting down"
 
@@ -120,6 +125,31 @@ def test_it_answers_while_it_loads_then_is_ready_then_lets_its_answer_end(start:
     assert late.json()["error"]["message"] == STOPPING
     assert rest.rstrip().endswith("data: [DONE]")
     assert life.server.process.wait(5) == -signal.SIGTERM
+
+
+def test_what_loading_freed_goes_back_and_threads_take_no_arenas(start: Start) -> None:
+    life = start()
+    life.load("wasteful")
+    wait_until(partial(life.is_in_state, "ready"))
+    process = Path(f"/proc/{life.server.process.pid}")
+    status = (process / "status").read_text()
+    most, now = (int(re.findall(rf"{name}:\s+(\d+) kB", status)[0]) for name in ("VmHWM", "VmRSS"))
+
+    def heaps() -> set[str]:
+        """What glibc reserved for arenas other than the first; an arena may have several."""
+        spans = re.findall(r"^(\w+)-\w+ rw-p 0+ 00:00 0 *$", (process / "maps").read_text(), re.M)
+        return {begin for begin in spans if int(begin, 16) % HEAP_BYTES == 0}
+
+    before = heaps()
+    long = [{"role": "user", "content": "x" * 2 * SMALL_BYTES}]  # a thread of the pool reads it
+    ask = partial(life.client.post, "/v1/chat/completions", json={"messages": long})
+    with ThreadPoolExecutor(16) as clients:
+        answers = [answer.result() for answer in [clients.submit(ask) for _ in range(64)]]
+
+    assert most - now > 60_000, "loading left 100 MB of holes"
+    assert {answer.status_code for answer in answers} == {200}
+    assert before
+    assert heaps() <= before
 
 
 # Of each dialect an answer that would take long, and what its last frame says.

@@ -17,6 +17,7 @@ from sse_starlette.sse import AppStatus
 from dbgpt_guanaco.engine.base import Embedder, Engine
 from dbgpt_guanaco.environment import load_settings
 from dbgpt_guanaco.errors import ConfigurationError, GuanacoError
+from dbgpt_guanaco.server import heap
 from dbgpt_guanaco.server.app import create_app
 from dbgpt_guanaco.server.connections import PatientConnection
 from dbgpt_guanaco.server.graceful import GracefulServer
@@ -47,6 +48,7 @@ def main() -> int:
     try:
         settings = load_settings()
         set_up_logging(settings.server.log_level, console, settings.observation.log_format)
+        heap.share_arenas(os.environ)
         listener = _bind(settings.server.host, settings.server.port)
         with listener:
             return _serve(settings, listener, console)
@@ -136,6 +138,7 @@ def _load(settings: Settings, tell: Tell) -> tuple[Engine, Embedder | None]:
     # look at all of them now and then, and everybody would wait some tenths of a second.
     gc.collect()
     gc.freeze()
+    heap.give_back()
     return engine, embedder
 
 

@@ -1,0 +1,45 @@
+"""Keeps freed memory from staying with the process, where the C library is glibc.
+
+glibc gives each thread that allocates an arena of its own (up to 8 a core), and an arena keeps what
+was freed in it. So a long prompt costs its memory once for every thread of a pool that ever read
+one, and what loading a model freed stays resident to the end. See mallopt(3) and malloc_trim(3).
+"""
+
+import ctypes
+import os
+from collections.abc import Mapping
+
+_M_ARENA_MAX = -8  # malloc.h
+# One for the thread of the event loop, one that all others share.
+ARENAS = 2
+
+
+def share_arenas(environment: Mapping[str, str]) -> bool:
+    """Let threads share arenas, unless somebody has said how many there may be.
+
+    Has to come before threads allocate.
+
+    Returns:
+        Whether there is such a bound now that was not there before.
+    """
+    is_said = "MALLOC_ARENA_MAX" in environment or "arena_max" in environment.get(
+        "GLIBC_TUNABLES", ""
+    )
+    mallopt = _glibc("mallopt")
+    return not is_said and mallopt is not None and mallopt(_M_ARENA_MAX, ARENAS) == 1
+
+
+def give_back() -> None:
+    """Return to the system what is free in all arenas."""
+    if trim := _glibc("malloc_trim"):
+        trim(0)
+
+
+def _glibc(name: str) -> "ctypes._NamedFuncPointer | None":
+    """Find a function of the C library that this process runs with, if it is glibc."""
+    try:
+        if not os.confstr("CS_GNU_LIBC_VERSION"):
+            return None
+        return ctypes.CDLL(None)[name]
+    except (AttributeError, OSError, ValueError):
+        return None
