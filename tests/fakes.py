@@ -31,7 +31,7 @@ PROMPT_TOKENS = 7
 class ScriptedGeneration:
     """Yields a script's texts, one token each; raises an error that stands in it."""
 
-    prompt_text = "the prompt: "
+    prompt_text, prompt_tokens = "the prompt: ", PROMPT_TOKENS
 
     def __init__(
         self, script: Sequence[str | GuanacoError], *, endless: bool, logprobs: bool

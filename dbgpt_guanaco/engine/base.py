@@ -22,6 +22,11 @@ class Generation(Protocol):
         """The prompt as the model reads it: special tokens left out, truncation applied."""
         ...
 
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the model reads first."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[TextDelta]:
         """Return the deltas, once.
 

@@ -54,6 +54,11 @@ class StreamingGeneration:
         """See ``Generation``."""
         return self._decode(self.input_ids)
 
+    @property
+    def prompt_tokens(self) -> int:
+        """See ``Generation``."""
+        return len(self.input_ids)
+
     def __aiter__(self) -> AsyncIterator[TextDelta]:
         """See ``Generation``."""
         return self._read()
@@ -72,7 +77,7 @@ class StreamingGeneration:
         self.cancelled_at_s = self.cancelled_at_s or time.monotonic()
         self.is_cancelled = True
         if self._give_up(self):
-            self.post(TextDelta("", Usage(len(self.input_ids), 0), "cancelled"))
+            self.post(TextDelta("", Usage(self.prompt_tokens, 0), "cancelled"))
 
     def post(self, item: TextDelta | GuanacoError) -> None:
         """Hand something to the reader, from any thread; a loop that is gone reads nothing."""

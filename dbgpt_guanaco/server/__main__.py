@@ -19,6 +19,7 @@ from dbgpt_guanaco.environment import load_settings
 from dbgpt_guanaco.errors import ConfigurationError, GuanacoError
 from dbgpt_guanaco.server import heap
 from dbgpt_guanaco.server.app import create_app
+from dbgpt_guanaco.server.connection_limit import ConnectionLimit, most_connections
 from dbgpt_guanaco.server.connections import PatientConnection
 from dbgpt_guanaco.server.graceful import GracefulServer
 from dbgpt_guanaco.server.keys import check_access
@@ -86,7 +87,10 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> int
             keys=keys,
         ),
         http=partial(  # type: ignore[arg-type]  # it is called as a class would be
-            PatientConnection, head_s=settings.access.head_s, reader_s=settings.access.reader_s
+            PatientConnection,
+            head_s=settings.access.head_s,
+            reader_s=settings.access.reader_s,
+            limit=ConnectionLimit(most_connections()),
         ),
         timeout_keep_alive=KEEP_ALIVE_S,
         log_config=None,

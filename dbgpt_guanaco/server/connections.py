@@ -15,6 +15,8 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from dbgpt_guanaco.server.connection_limit import ConnectionLimit
+
 logger = logging.getLogger(__name__)
 
 # A client that is silent while nothing is sent to it is asked after so many seconds whether it is
@@ -35,6 +37,7 @@ class PatientConnection(H11Protocol):
         _loop: That it runs in.
         head_s: Seconds for the head of a request to arrive, and for a refused body to end.
         reader_s: Seconds in which a client must read something of what waits for it.
+        limit: Of the connections of this server.
     """
 
     def __init__(
@@ -46,10 +49,11 @@ class PatientConnection(H11Protocol):
         *,
         head_s: float,
         reader_s: float,
+        limit: ConnectionLimit,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._reader_s, self._unread = reader_s, 0
-        self._head_alarm = Alarm(self.loop, head_s, self._give_up)
+        self._reader_s, self._unread, self._limit = reader_s, 0, limit
+        self._head_alarm = Alarm(self.loop, head_s, self.give_up)
         self._reader_alarm = Alarm(self.loop, reader_s, self._check_reader)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
@@ -57,14 +61,26 @@ class PatientConnection(H11Protocol):
         super().connection_made(transport)
         notice_dead_peers(transport.get_extra_info("socket"), self._reader_s)
         self._head_alarm.set()
+        self._limit.enter(self)
+
+    @property
+    def is_idle(self) -> bool:
+        """No request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         """Take what came. Between two requests it is a part of a head, or of a refused body."""
         super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
+        self._limit.note(self, is_idle=self.is_idle)
+        if self.is_idle:
             self._head_alarm.set()
         else:
             self._head_alarm.clear()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, which may have come already."""
+        super().on_response_complete()
+        self._limit.note(self, is_idle=self.is_idle)
 
     def pause_writing(self) -> None:
         """See whether the client reads, now that something waits for it."""
@@ -81,6 +97,7 @@ class PatientConnection(H11Protocol):
         """Wait for nothing more."""
         self._head_alarm.clear()
         self._reader_alarm.clear()
+        self._limit.leave(self)
         super().connection_lost(exc)
 
     def _check_reader(self) -> None:
@@ -91,9 +108,9 @@ class PatientConnection(H11Protocol):
             return
         host = self.client[0] if self.client else "a client"
         logger.info("%s has read nothing for %g s: the connection is dropped", host, self._reader_s)
-        self._give_up()
+        self.give_up()
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
         """Close without waiting for what was not sent; nobody would take it."""
         self.transport.abort()
 

@@ -76,11 +76,13 @@ class ObservedEngine:
         instruments = self._metrics.of(model)
         named = replace(request, request_id=self._exchange.request_id)
         try:
+            self._exchange.before_asking(len(self._exchange.asked))
             generation = await self._engine.submit(named)
         except BaseException as error:
             progress.end(_outcome_of(error), error)
             instruments.on_end(progress)
             raise
+        progress.usage = Usage(generation.prompt_tokens, 0)
         return ObservedGeneration(generation, progress, instruments)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> Sequence[int]:
@@ -113,6 +115,11 @@ class ObservedGeneration:
     def prompt_text(self) -> str:
         """See ``Generation``."""
         return self._generation.prompt_text
+
+    @property
+    def prompt_tokens(self) -> int:
+        """See ``Generation``."""
+        return self._generation.prompt_tokens
 
     def __aiter__(self) -> AsyncIterator[TextDelta]:
         """See ``Generation``."""

@@ -1,7 +1,8 @@
 """How much each key may use: requests at a time, and tokens a minute.
 
 What a request will cost is known only when it is over. So it is let in while its key has tokens
-left, pays at its end for what it has used, and the next one waits for what is owed.
+left, pays at its end for what it has used, and the next one waits for what is owed. A prompt costs
+its tokens once a model has taken it, also if nobody waits for the answer.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import cast
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dbgpt_guanaco.errors import QuotaExceededError
+from dbgpt_guanaco.errors import InvalidRequestError, QuotaExceededError
 from dbgpt_guanaco.server.exchange import KEY, REFUSAL, Exchange
 from dbgpt_guanaco.server.keys import Caller
 from dbgpt_guanaco.server.refusals import refusal
@@ -39,17 +40,12 @@ class Quota:
         self._filled_at = clock()
 
     def begin(self) -> None:
-        """Take a place. Who does gives it back by ``end``.
+        """Let a request in; it has one place. Who does gives it back by ``end``.
 
         Raises:
-            QuotaExceededError: The key has none left, or no tokens.
+            QuotaExceededError: The key has no place left, or no tokens.
         """
-        if self._most_running is not None and self._running >= self._most_running:
-            raise QuotaExceededError(
-                f"{self._running} requests with this key run already, as many as it may have",
-                RETRY_PLACE_S,
-                "running",
-            )
+        self._check_places()
         if self._per_minute is not None:
             self._refill(self._per_minute)
             if self._left < 1:
@@ -62,10 +58,32 @@ class Quota:
                 )
         self._running += 1
 
-    def end(self, tokens: int) -> None:
-        """Give a place back, and pay; more may be owed than there is."""
-        self._running -= 1
+    def take_place(self, answers: int) -> None:
+        """Take one more place for a request, which asks for so many answers by now.
+
+        Raises:
+            InvalidRequestError: The key may never have that many.
+            QuotaExceededError: It has none left now.
+        """
+        if self._most_running is not None and answers > self._most_running:
+            raise InvalidRequestError(
+                "n", f"a key may have no more than {self._most_running} answers running"
+            )
+        self._check_places()
+        self._running += 1
+
+    def end(self, tokens: int, places: int = 1) -> None:
+        """Give places back, and pay; more may be owed than there is."""
+        self._running -= places
         self._left -= tokens
+
+    def _check_places(self) -> None:
+        if self._most_running is not None and self._running >= self._most_running:
+            raise QuotaExceededError(
+                f"{self._running} answers with this key run already, as many as it may have",
+                RETRY_PLACE_S,
+                "running",
+            )
 
     def _refill(self, per_minute: int) -> None:
         now = self._clock()
@@ -98,10 +116,19 @@ class Quotas:
             scope[REFUSAL] = error.limit
             await refusal(request, error)(scope, receive, send)
             return
+        exchange, places = cast(Exchange, scope[KEY]), 1
+
+        def take_place(answers: int) -> None:
+            nonlocal places
+            if answers > places:
+                quota.take_place(answers)
+                places = answers
+
+        exchange.before_asking = take_place
         try:
             await self._app(scope, receive, send)
         finally:
-            quota.end(_cost(scope[KEY]))
+            quota.end(_cost(exchange), places)
 
 
 def _is_held(request: Request) -> bool:

@@ -63,7 +63,7 @@ class AccessSettings(Group):
     )
 
     key_max_running: int | None = setting(
-        "GUANACO_KEY_MAX_RUNNING", None, "requests that one key may have running", ge=1, le=10_000
+        "GUANACO_KEY_MAX_RUNNING", None, "answers that one key may have running", ge=1, le=10_000
     )
     key_tokens_per_minute: int | None = setting(
         "GUANACO_KEY_TOKENS_PER_MINUTE",

@@ -139,8 +139,10 @@ RULES: Mapping[str, tuple[Rule, frozenset[str]]] = {
     "modules by a name that is computed": (
         _dynamic_import, frozenset({"doctor/__main__.py", "doctor/libraries.py"})
     ),
+    # The compiled decoder; functions of the C library that this process runs with.
     "native libraries": (
-        any_of(calls("CDLL"), imports("cffi")), frozenset({"engine/kernels/compiled.py"})
+        any_of(calls("CDLL"), imports("cffi")),
+        frozenset({"engine/kernels/compiled.py", "server/heap.py"}),
     ),
     "templates": (
         any_of(imports("jinja2", "mako"), calls("from_string")), frozenset()

@@ -13,6 +13,7 @@ from fakes import ScriptedEngine
 from uvicorn.server import ServerState
 
 from dbgpt_guanaco.server.app import create_app
+from dbgpt_guanaco.server.connection_limit import ConnectionLimit
 from dbgpt_guanaco.server.connections import PatientConnection
 from dbgpt_guanaco.settings import AccessSettings
 
@@ -31,14 +32,18 @@ async def served(
     head_s: float = NEVER_S,
     body_s: float = NEVER_S,
     reader_s: float = NEVER_S,
+    most: int = 100,
 ) -> AsyncIterator[Connect]:
     """Serve an engine; yield what opens connections with small buffers."""
     app = create_app(engine, access=AccessSettings(body_s=body_s))
-    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none")
+    config = uvicorn.Config(
+        app, log_config=None, lifespan="off", ws="none", timeout_keep_alive=int(NEVER_S)
+    )
     config.load()
     loop, state, opened = asyncio.get_running_loop(), ServerState(), list[socket.socket]()
+    limit = ConnectionLimit(most)
     server = await loop.create_server(
-        lambda: PatientConnection(config, state, {}, head_s=head_s, reader_s=reader_s),
+        lambda: PatientConnection(config, state, {}, head_s=head_s, reader_s=reader_s, limit=limit),
         "127.0.0.1",
         0,
     )
@@ -248,13 +253,14 @@ async def test_the_kernel_looks_for_dead_peers() -> None:
 
     config = uvicorn.Config(create_app(ScriptedEngine("Hi")), log_config=None)
     config.load()
-    loop = asyncio.get_running_loop()
+    loop, limit = asyncio.get_running_loop(), ConnectionLimit(9)
     server = await loop.create_server(
-        lambda: Noted(config, ServerState(), {}, head_s=9, reader_s=7), "127.0.0.1", 0
+        lambda: Noted(config, ServerState(), {}, head_s=9, reader_s=7, limit=limit), "127.0.0.1", 0
     )
     _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    while not asked:  # noqa: ASYNC110  # nor here
-        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        while not asked:  # noqa: ASYNC110  # nor here
+            await asyncio.sleep(0)
     writer.close()
     server.close()
 

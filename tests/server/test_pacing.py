@@ -46,7 +46,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 class TimedGeneration:
     """Gives each text after its own wait, then an error or the end."""
 
-    prompt_text = ""
+    prompt_text, prompt_tokens = "", 0
 
     def __init__(self, *script: tuple[float, str | GuanacoError]) -> None:
         self._script = script

@@ -66,6 +66,45 @@ async def test_a_key_has_so_many_requests_running() -> None:
     assert [answer.status_code for answer in answers] == [200] * 4
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", CHAT | {"n": 2}), ("/v1/completions", {"prompt": ["a", "b"]})],
+)
+async def test_each_answer_of_a_request_has_a_place(path: str, body: Any) -> None:
+    engine = ScriptedEngine("Hi", endless=True)
+    house = House(engine, key_max_running=3)
+
+    for _ in range(2):  # all three places are back after the first time
+        engine.generations.clear()
+        running = asyncio.create_task(house.post(ANN, path, body))
+        async with asyncio.timeout(5):
+            while len(engine.generations) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        refused = await house.post(ANN, path, body)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert engine.generations[2].cancelled.is_set(), "its first answer had the last place"
+        for generation in engine.generations:
+            generation.cancel()
+        assert (await running).status_code == 200
+
+        never = await house.post(ANN, body=CHAT | {"n": 4})
+        assert never.status_code == 400
+        assert never.json()["error"]["param"] == "n"
+
+
+async def test_who_leaves_before_an_answer_pays_for_the_prompt() -> None:
+    engine = ScriptedEngine(endless=True)
+    house = House(engine, key_tokens_per_minute=PROMPT_TOKENS)
+    leaver = asyncio.create_task(house.post(ANN, "/generate", {"prompt": "Hello"}))
+    while not engine.generations:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    leaver.cancel()
+    await asyncio.wait([leaver])
+
+    async with asyncio.timeout(5):  # let in, it would wait for ever
+        assert (await house.post(ANN)).status_code == 429
+
+
 async def test_a_place_is_given_back_however_a_request_ends() -> None:
     house = House(ScriptedEngine("Hi", refuse=ConfigurationError("no")), key_max_running=1)
     for body in ({}, CHAT, {"messages": 5}, CHAT):

@@ -206,7 +206,7 @@ async def test_an_alias_is_a_name_of_the_model(connect: Any) -> None:
 class SlowGeneration:
     """Gives its first text when it is told to."""
 
-    prompt_text = ""
+    prompt_text, prompt_tokens = "", 0
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
