@@ -4,6 +4,7 @@
 folder without a card is taken as it is.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from dbgpt_guanaco.adapters.fingerprint import fingerprint
 from dbgpt_guanaco.adapters.folder import read_json, weight_files
 from dbgpt_guanaco.errors import ModelLoadError
 from dbgpt_guanaco.settings import Quantization
+
+logger = logging.getLogger(__name__)
 
 TRAINING = "training.json"
 MERGE = "merge.json"
@@ -36,11 +39,14 @@ def refuse_other_base(lora: Path, base: Path) -> None:
     """Refuse a LoRA whose card names another base than the one it is to be laid on.
 
     The base may lie elsewhere, be called otherwise or be quantized by this package's command.
-    Where its weights cannot be told, as of somebody else's quantized model, nothing is refused.
+    Where its weights cannot be told, as of somebody else's quantized model, nothing is refused;
+    what speaks against it is logged.
 
     Raises:
         ModelLoadError: It is another, or a file is damaged.
     """
+    if other := unproven_base(lora, base):
+        logger.warning("the LoRA in %s says that it is for %r, not %s", lora, other, base)
     trained_on = _trained_on(lora)
     wanted = trained_on.get("fingerprint")
     found = base_fingerprint(base) if wanted else None
@@ -50,6 +56,21 @@ def refuse_other_base(lora: Path, base: Path) -> None:
             f"{base} holds other weights (fingerprints {str(wanted)[:12]} and {found[:12]}); name "
             f"its own base, or remove {lora / TRAINING} if you mean it"
         )
+
+
+def unproven_base(lora: Path, base: Path) -> str | None:
+    """Return the base that a LoRA's configuration names, where nothing says that it is this one.
+
+    Neither a card's fingerprint does, nor a name of a folder in the path of the base.
+
+    Raises:
+        ModelLoadError: A file is damaged.
+    """
+    named = read_json(lora / "adapter_config.json").get("base_model_name_or_path")
+    if not named or _trained_on(lora).get("fingerprint"):
+        return None
+    last = Path(str(named)).name.lower()
+    return None if any(part.lower().endswith(last) for part in base.parts) else str(named)
 
 
 def refuse_lost_lora(folder: Path, kind: Quantization) -> None:

@@ -1,15 +1,16 @@
-"""Do the LoRAs fit the model? Told from names and shapes, before a weight is read."""
+"""Do the LoRAs fit the model? Told from cards, names and shapes, before a weight is read."""
 
 from pathlib import Path
 
+from dbgpt_guanaco.adapters.cards import refuse_other_base, unproven_base
 from dbgpt_guanaco.adapters.lora import check_fit
 from dbgpt_guanaco.adapters.resolve import find_lora
 from dbgpt_guanaco.checkpoints.layout import meta_model
-from dbgpt_guanaco.doctor.findings import Finding, failure, ok
+from dbgpt_guanaco.doctor.findings import Finding, failure, ok, warning
 from dbgpt_guanaco.doctor.setup import Setup
 from dbgpt_guanaco.errors import GuanacoError
 
-MEND = "mend its folder, or take it out of GUANACO_LORA or GUANACO_LORAS"
+MEND = "mend the folder, or take it out of GUANACO_LORA and GUANACO_LORAS"
 
 
 def loras(setup: Setup) -> Finding:
@@ -18,19 +19,26 @@ def loras(setup: Setup) -> Finding:
     named = list(settings.engine.loras)
     if not named and not setup.source.lora_path:
         return ok("none are named")
-    base = meta_model(setup.source.model_path)
-    told, problems = [], []
+    base_folder = setup.source.model_path
+    base = meta_model(base_folder)
+    told, problems, doubts = [], [], []
     folders: list[tuple[str, Path | None]] = [(name, None) for name, _ in named]
     if setup.source.lora_path:
         folders.append((setup.source.lora_path.name, setup.source.lora_path))
     for name, folder in folders:
         try:
             where = folder or find_lora(dict(named)[name], settings.model, may_fetch=False)
+            refuse_other_base(where, base_folder)
             told.append(f"{name}: {check_fit(where, base)} pairs fit")
+            if other := unproven_base(where, base_folder):
+                doubts.append(f"{name}: it was made for {other!r}, so its folder says")
         except GuanacoError as error:
             problems.append(f"{name}: {error}")
     if problems:
-        return failure(
-            "\n".join(problems), "mend the folder, or take it out of GUANACO_LORA and GUANACO_LORAS"
+        return failure("\n".join(problems), MEND)
+    if doubts:
+        return warning(
+            "\n".join([*doubts, "the shapes fit; whether the weights are the same cannot be told"]),
+            f"make sure that {base_folder} is that model: answers would be nonsense on another",
         )
     return ok("; ".join(told))

@@ -1,5 +1,6 @@
 """LoRAs that fit their base and LoRAs that do not, told from headers."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from tiny_models import lora_weights, make_lora, make_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from dbgpt_guanaco.adapters.cards import refuse_other_base
 from dbgpt_guanaco.doctor.__main__ import run_check
 from dbgpt_guanaco.doctor.findings import Finding
 from dbgpt_guanaco.doctor.setup import Setup
@@ -85,3 +87,33 @@ def test_a_quantized_base_has_the_same_layers(base: Path) -> None:
 
     assert examined(sql="one").status == "ok"
     assert examined(sql="wide").status == "failure"
+
+
+def test_one_that_was_trained_on_other_weights_is_a_failure(base: Path) -> None:
+    lora = make_lora(Path("models/other"), base=str(base))
+    card = {"base": {"name": "its-base", "fingerprint": "0" * 64}}
+    (lora / "training.json").write_text(json.dumps(card))
+
+    assert examined(sql="other").status == "failure"
+    assert "was trained on its-base" in examined(sql="other").text
+
+
+@pytest.mark.parametrize(
+    ("named", "status"),
+    [("org/base", "ok"), ("models/Base", "ok"), ("org/another-7b", "warning"), (None, "ok")],
+)
+def test_one_that_names_another_base_is_a_warning(named: str | None, status: str) -> None:
+    make_lora(Path("models/foreign"), base=named)
+
+    finding = examined(sql="foreign")
+    assert finding.status == status
+    assert status == "ok" or f"sql: it was made for {named!r}" in finding.text
+
+
+def test_what_the_hub_calls_a_base_is_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    lora = make_lora(Path("models/foreign"), base="org/Llama-7b")
+
+    refuse_other_base(lora, Path("hub/models--org--llama-7b/snapshots/0a1b"))
+    assert not caplog.messages
+    refuse_other_base(lora, Path("models/llama-13b"))
+    assert "says that it is for 'org/Llama-7b'" in caplog.text
