@@ -28,6 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from fakes import ScriptedEngine
 
 from benchmarks.facts import as_list, run_facts
+from dbgpt_guanaco.engine.base import Generation
 from dbgpt_guanaco.server.collector import Metrics
 from dbgpt_guanaco.server.exchange import Exchange
 from dbgpt_guanaco.server.exchange_log import log_exchange
@@ -42,7 +43,7 @@ TOKENS, ROUNDS, CALLS = 20_000, 15, 2_000
 class Deltas:
     """A generation whose text is there already."""
 
-    prompt_text = ""
+    prompt_text, prompt_tokens = "", 7
 
     def __init__(self, deltas: Sequence[TextDelta]) -> None:
         self._deltas = deltas
@@ -66,7 +67,8 @@ class ReadyEngine(ScriptedEngine):
 
     async def submit(self, _: GenerationRequest) -> Any:  # noqa: ANN401
         """See ``Engine``."""
-        return Deltas(self.deltas)
+        generation: Generation = Deltas(self.deltas)
+        return generation
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ def refuse_other_base(lora: Path, base: Path) -> None:
 def unproven_base(lora: Path, base: Path) -> str | None:
     """Return the base that a LoRA's configuration names, where nothing says that it is this one.
 
-    Neither a card's fingerprint does, nor a name of a folder in the path of the base.
+    Neither a card's fingerprint does, nor a folder's name in the path of the base, nor the name
+    of what it was quantized from.
 
     Raises:
         ModelLoadError: A file is damaged.
@@ -69,8 +70,11 @@ def unproven_base(lora: Path, base: Path) -> str | None:
     named = read_json(lora / "adapter_config.json").get("base_model_name_or_path")
     if not named or _trained_on(lora).get("fingerprint"):
         return None
-    last = Path(str(named)).name.lower()
-    return None if any(part.lower().endswith(last) for part in base.parts) else str(named)
+    names = [part.rpartition("--")[2] for part in base.parts]  # the hub's cache: models--org--name
+    if (base / QUANTIZE).is_file():
+        names.append(str(read_json(base / QUANTIZE).get("source")))
+    is_known = Path(str(named)).name.lower() in map(str.lower, names)
+    return None if is_known else str(named)
 
 
 def refuse_lost_lora(folder: Path, kind: Quantization) -> None:

@@ -1,4 +1,4 @@
-"""Do the LoRAs fit the model? Told from cards, names and shapes, before a weight is read."""
+"""Do the LoRAs fit the model? Told without reading all weights."""
 
 from pathlib import Path
 

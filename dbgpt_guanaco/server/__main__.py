@@ -35,6 +35,8 @@ from dbgpt_guanaco.types import EmbeddingCard, ModelCard
 # Longer than clients keep a connection that nobody uses (httpx 5 s, aiohttp 15 s), else one is
 # closed here in the very moment in which it is used again.
 KEEP_ALIVE_S = 75
+# Connections that the kernel takes before this process does.
+MOST_WAITING = 2048
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C has ended
 
 
@@ -77,6 +79,7 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> int
     keys = check_access(settings.access, listening[0])
     listeners = create_listeners(settings.observation)
     life = LifeCycle()
+    connections = most_connections()
     config = uvicorn.Config(
         create_app(
             life,
@@ -90,8 +93,10 @@ def _serve(settings: Settings, listener: socket.socket, console: Console) -> int
             PatientConnection,
             head_s=settings.access.head_s,
             reader_s=settings.access.reader_s,
-            limit=ConnectionLimit(most_connections()),
+            limit=ConnectionLimit(connections),
         ),
+        # So many may be taken at once, before any is counted.
+        backlog=min(MOST_WAITING, connections // 2),
         timeout_keep_alive=KEEP_ALIVE_S,
         log_config=None,
         log_level=settings.server.log_level,

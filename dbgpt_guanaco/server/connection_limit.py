@@ -4,6 +4,7 @@ Each costs an open file. Without a bound whoever opens enough of them, and sends
 everybody else out; and what has to open a file, such as a LoRA, fails.
 """
 
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -25,8 +26,8 @@ TELL_EVERY_S = 60.0
 class Connection(Protocol):
     """What can be closed."""
 
-    def give_up(self) -> None:
-        """Close it, whatever waits to be sent."""
+    def make_room(self) -> None:
+        """Close it, once what waits is sent."""
         ...
 
 
@@ -53,7 +54,7 @@ class ConnectionLimit:
             oldest, _ = self._idle.popitem(last=False)
             self._open.discard(oldest)
             self._tell()
-            oldest.give_up()
+            oldest.make_room()
 
     def note(self, connection: Connection, *, is_idle: bool) -> None:
         """Hear what one does; idle for longer it becomes by bytes that are no head."""
@@ -83,7 +84,12 @@ def most_connections() -> int:
     if resource is None:
         return int(SHARE * MOST_FILES)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return int(SHARE * MOST_FILES)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return int(SHARE * wanted)
+    if soft < wanted:
+        # macOS names no hard limit, and has one.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return int(SHARE * soft)

@@ -53,7 +53,7 @@ class PatientConnection(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._reader_s, self._unread, self._limit = reader_s, 0, limit
-        self._head_alarm = Alarm(self.loop, head_s, self.give_up)
+        self._head_alarm = Alarm(self.loop, head_s, self._give_up)
         self._reader_alarm = Alarm(self.loop, reader_s, self._check_reader)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
@@ -100,6 +100,10 @@ class PatientConnection(H11Protocol):
         self._limit.leave(self)
         super().connection_lost(exc)
 
+    def make_room(self) -> None:
+        """See ``Connection``; the end of an answer may still be on its way."""
+        self.transport.close()
+
     def _check_reader(self) -> None:
         unread = self.transport.get_write_buffer_size()
         if unread < self._unread:  # slowly, but it reads
@@ -108,9 +112,9 @@ class PatientConnection(H11Protocol):
             return
         host = self.client[0] if self.client else "a client"
         logger.info("%s has read nothing for %g s: the connection is dropped", host, self._reader_s)
-        self.give_up()
+        self._give_up()
 
-    def give_up(self) -> None:
+    def _give_up(self) -> None:
         """Close without waiting for what was not sent; nobody would take it."""
         self.transport.abort()
 

@@ -66,8 +66,8 @@ class Exchange:
         key_name: Name of the caller's key, where keys have names.
         refusal: Why the caller was refused before a model was asked.
         problem: Kind of the error that was answered, if one was.
-        before_asking: Told how many answers of a model this request asks for, at each; raises
-            what its caller may not have.
+        reserve: Called with the number of answers that are to be asked for; raises what the caller
+            may not have.
     """
 
     request_id: str
@@ -83,7 +83,7 @@ class Exchange:
     key_name: str | None = None
     refusal: str | None = None
     problem: str | None = None
-    before_asking: Callable[[int], None] = lambda _: None
+    reserve: Callable[[int], None] = lambda _: None
 
     @classmethod
     def of(cls, scope: MutableMapping[str, Any]) -> "Exchange":

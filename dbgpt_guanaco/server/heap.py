@@ -10,23 +10,20 @@ import os
 from collections.abc import Mapping
 
 _M_ARENA_MAX = -8  # malloc.h
-# One for the thread of the event loop, one that all others share.
+# The process's first and one more; threads are spread over both.
 ARENAS = 2
 
 
-def share_arenas(environment: Mapping[str, str]) -> bool:
+def share_arenas(environment: Mapping[str, str]) -> None:
     """Let threads share arenas, unless somebody has said how many there may be.
 
     Has to come before threads allocate.
-
-    Returns:
-        Whether there is such a bound now that was not there before.
     """
     is_said = "MALLOC_ARENA_MAX" in environment or "arena_max" in environment.get(
         "GLIBC_TUNABLES", ""
     )
-    mallopt = _glibc("mallopt")
-    return not is_said and mallopt is not None and mallopt(_M_ARENA_MAX, ARENAS) == 1
+    if not is_said and (mallopt := _glibc("mallopt")):
+        mallopt(_M_ARENA_MAX, ARENAS)
 
 
 def give_back() -> None:

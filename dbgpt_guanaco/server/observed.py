@@ -76,13 +76,11 @@ class ObservedEngine:
         instruments = self._metrics.of(model)
         named = replace(request, request_id=self._exchange.request_id)
         try:
-            self._exchange.before_asking(len(self._exchange.asked))
             generation = await self._engine.submit(named)
         except BaseException as error:
             progress.end(_outcome_of(error), error)
             instruments.on_end(progress)
             raise
-        progress.usage = Usage(generation.prompt_tokens, 0)
         return ObservedGeneration(generation, progress, instruments)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> Sequence[int]:
@@ -127,6 +125,7 @@ class ObservedGeneration:
 
     async def _read(self) -> AsyncIterator[TextDelta]:
         progress, instruments = self._progress, self._instruments
+        progress.usage = Usage(self.prompt_tokens, 0)
         try:
             async for delta in self._generation:
                 before_s = progress.last_at_s

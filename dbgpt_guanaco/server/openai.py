@@ -14,6 +14,7 @@ from dbgpt_guanaco.errors import InvalidRequestError, NoEmbedderError
 from dbgpt_guanaco.server import openai_embeddings, openai_loras, served
 from dbgpt_guanaco.server.bodies import JsonRoute
 from dbgpt_guanaco.server.dependencies import EmbedderDep, EngineDep, SaltDep, SettingsDep
+from dbgpt_guanaco.server.exchange import KEY, Exchange
 from dbgpt_guanaco.server.openai_answers import Answer
 from dbgpt_guanaco.server.openai_embeddings import EmbeddingsRequest
 from dbgpt_guanaco.server.openai_requests import (
@@ -58,7 +59,7 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation, as one object or as a stream of events."""
     model = served.find(engine, body.model)
-    _check_count(body.choices, engine, settings)
+    _check_count(body.choices, request, engine, settings)
     request_id = f"chatcmpl-{uuid.uuid4().hex}"
     wanted = await asyncio.to_thread(
         body.to_generation_requests, model.template, settings.temperature, request_id
@@ -86,7 +87,7 @@ async def create_completion(
 ) -> Response:
     """Continue a text, as one object or as a stream of events."""
     model = served.find(engine, body.model)
-    _check_count(len(body.prompts) * body.choices, engine, settings)
+    _check_count(len(body.prompts) * body.choices, request, engine, settings)
     request_id = f"cmpl-{uuid.uuid4().hex}"
     wanted = await asyncio.to_thread(body.to_generation_requests, settings.temperature, request_id)
     generations = await _submit_all(engine, [model.of(one, salt) for one in wanted])
@@ -180,11 +181,18 @@ async def _submit_all(engine: Engine, wanted: Sequence[GenerationRequest]) -> li
     return accepted
 
 
-def _check_count(count: int, engine: Engine, settings: ServerSettings) -> None:
-    """Refuse more answers than are allowed, or than could ever be taken together."""
+def _check_count(count: int, request: Request, engine: Engine, settings: ServerSettings) -> None:
+    """Refuse more answers than are allowed, or than could ever be taken together.
+
+    Raises:
+        InvalidRequestError: There are more.
+        QuotaExceededError: The key has not so many places now.
+    """
     most = min(settings.max_choices, engine.load.slots + engine.load.queue_size)
     if count > most:
         raise InvalidRequestError("n", f"{count} answers are more than the {most} allowed")
+    exchange: Exchange = request.scope[KEY]
+    exchange.reserve(count)
 
 
 def _model(engine: Engine, name: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""How much each key may use: requests at a time, and tokens a minute.
+"""How much each key may use: answers at a time, and tokens a minute.
 
 What a request will cost is known only when it is over. So it is let in while its key has tokens
 left, pays at its end for what it has used, and the next one waits for what is owed. A prompt costs
-its tokens once a model has taken it, also if nobody waits for the answer.
+its tokens as soon as its answer is waited for, however long that is.
 """
 
 import math
@@ -45,7 +45,7 @@ class Quota:
         Raises:
             QuotaExceededError: The key has no place left, or no tokens.
         """
-        self._check_places()
+        self._check_places(self._running, 1)
         if self._per_minute is not None:
             self._refill(self._per_minute)
             if self._left < 1:
@@ -58,8 +58,8 @@ class Quota:
                 )
         self._running += 1
 
-    def take_place(self, answers: int) -> None:
-        """Take one more place for a request, which asks for so many answers by now.
+    def reserve(self, answers: int) -> None:
+        """Take the places that a request with one needs for so many answers.
 
         Raises:
             InvalidRequestError: The key may never have that many.
@@ -69,18 +69,19 @@ class Quota:
             raise InvalidRequestError(
                 "n", f"a key may have no more than {self._most_running} answers running"
             )
-        self._check_places()
-        self._running += 1
+        self._check_places(self._running - 1, answers)
+        self._running += answers - 1
 
     def end(self, tokens: int, places: int = 1) -> None:
         """Give places back, and pay; more may be owed than there is."""
         self._running -= places
         self._left -= tokens
 
-    def _check_places(self) -> None:
-        if self._most_running is not None and self._running >= self._most_running:
+    def _check_places(self, held: int, wanted: int) -> None:
+        if self._most_running is not None and held + wanted > self._most_running:
             raise QuotaExceededError(
-                f"{self._running} answers with this key run already, as many as it may have",
+                f"this key may have {self._most_running} answers running; {held} run, and {wanted} "
+                "more were asked for",
                 RETRY_PLACE_S,
                 "running",
             )
@@ -118,13 +119,16 @@ class Quotas:
             return
         exchange, places = cast(Exchange, scope[KEY]), 1
 
-        def take_place(answers: int) -> None:
+        def reserve(answers: int) -> None:
             nonlocal places
-            if answers > places:
-                quota.take_place(answers)
-                places = answers
+            try:
+                quota.reserve(answers)
+            except QuotaExceededError as error:
+                scope[REFUSAL] = error.limit
+                raise
+            places = answers
 
-        exchange.before_asking = take_place
+        exchange.reserve = reserve
         try:
             await self._app(scope, receive, send)
         finally:

@@ -110,10 +110,23 @@ def test_one_that_names_another_base_is_a_warning(named: str | None, status: str
     assert status == "ok" or f"sql: it was made for {named!r}" in finding.text
 
 
-def test_what_the_hub_calls_a_base_is_its_name(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("base", "is_told"),
+    [
+        ("hub/models--org--llama-7b/snapshots/0a1b", False),
+        ("models/llama-7b-nf4", False),  # made by quantize
+        ("models/open-llama-7b", True),
+        ("models/llama-13b", True),
+    ],
+)
+def test_a_base_is_known_by_its_own_name(
+    base: str, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     lora = make_lora(Path("models/foreign"), base="org/Llama-7b")
+    quantized = Path("models/llama-7b-nf4")
+    quantized.mkdir()
+    (quantized / "quantize.json").write_text('{"source": "llama-7b"}')
 
-    refuse_other_base(lora, Path("hub/models--org--llama-7b/snapshots/0a1b"))
-    assert not caplog.messages
-    refuse_other_base(lora, Path("models/llama-13b"))
-    assert "says that it is for 'org/Llama-7b'" in caplog.text
+    refuse_other_base(lora, Path(base))
+
+    assert ("says that it is for 'org/Llama-7b'" in caplog.text) == is_told

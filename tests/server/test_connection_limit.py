@@ -3,13 +3,14 @@
 import asyncio
 import json
 import logging
+import resource
 import subprocess
 import sys
 
 import pytest
 from fakes import ScriptedEngine
 
-from dbgpt_guanaco.server.connection_limit import SHARE, ConnectionLimit
+from dbgpt_guanaco.server.connection_limit import SHARE, ConnectionLimit, most_connections
 from server.test_connections import CHAT, post, read_to_the_end, served
 
 MOST = 5
@@ -28,7 +29,6 @@ async def test_the_longest_idle_connection_makes_room_and_no_answer_does(
             while not engine.generations:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             silent = [await connect() for _ in range(MOST - 1)]
-            await asyncio.sleep(0.05)
             await loop.sock_sendall(silent[0], b"GET /hea")  # no head: it counts as idle as before
             kept_alive = silent.pop()
             await loop.sock_sendall(kept_alive, HEALTH)
@@ -41,6 +41,10 @@ async def test_the_longest_idle_connection_makes_room_and_no_answer_does(
                 assert await read_to_the_end(longest) == b""
             await loop.sock_sendall(kept_alive, HEALTH)
             assert b"200 OK" in await loop.sock_recv(kept_alive, 65_536)
+            others = [await connect() for _ in range(MOST - 2)]
+            for each in (others[-1], kept_alive):
+                await loop.sock_sendall(each, HEALTH)
+                assert b"200 OK" in await loop.sock_recv(each, 65_536)
             for _ in range(MOST - 1):
                 await connect()
             assert await read_to_the_end(kept_alive) == b"", "answered, it is idle again"
@@ -71,10 +75,25 @@ async def test_where_all_are_busy_the_newcomer_is_turned_away() -> None:
         engine.generations[1].cancel()
 
 
+async def test_an_answer_on_its_way_arrives_though_its_connection_has_to_go() -> None:
+    loop = asyncio.get_running_loop()
+    async with served(ScriptedEngine("x" * 3_000_000), most=1) as connect:
+        reader = await connect()
+        whole = {"prompt": "Say it.", "max_tokens": 1}
+        await loop.sock_sendall(reader, post("/v1/completions", whole))
+        got = await loop.sock_recv(reader, 1)  # all is written, and most of it waits here
+        newcomer = await connect()
+        await loop.sock_sendall(newcomer, HEALTH)
+        assert b"200 OK" in await loop.sock_recv(newcomer, 65_536)
+        got += await read_to_the_end(reader)
+
+    assert got.count(b"x") >= 3_000_000
+
+
 class Peer:
     is_closed = False
 
-    def give_up(self) -> None:
+    def make_room(self) -> None:
         self.is_closed = True
 
 
@@ -108,3 +127,15 @@ print(json.dumps([most, *resource.getrlimit(resource.RLIMIT_NOFILE)]))
 """
     told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     assert json.loads(told.stdout) == [int(SHARE * files), files, hard]
+
+
+def test_a_limit_that_cannot_be_raised_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS tells no hard limit, and refuses what is above one."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+
+    assert most_connections() == int(SHARE * 256)

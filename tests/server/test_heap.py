@@ -18,7 +18,7 @@ ARENA_COUNT = f"""
 import ctypes, json, os, sys, threading
 from dbgpt_guanaco.server import heap
 
-is_new = heap.share_arenas(os.environ)
+heap.share_arenas(os.environ)
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
 together = threading.Barrier({THREADS})
@@ -34,7 +34,7 @@ for thread in threads: thread.join()
 told = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
 libc.malloc_info(0, told)
 libc.fclose(told)
-print(json.dumps([is_new, open(sys.argv[1]).read().count("<heap nr=")]))
+print(json.dumps([open(sys.argv[1]).read().count("<heap nr=")]))
 """
 HOLES = """
 import json
@@ -66,15 +66,15 @@ def run(script: str, *arguments: object, **environment: str) -> list[int]:
 @pytest.mark.parametrize(
     ("environment", "seen"),
     [
-        ({}, [True, ARENAS]),
-        ({"MALLOC_ARENA_MAX": "5"}, [False, 5]),
-        ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=3"}, [False, 3]),
+        ({}, ARENAS),
+        ({"MALLOC_ARENA_MAX": "5"}, 5),
+        ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=3"}, 3),
     ],
 )
 def test_threads_share_arenas_unless_told_otherwise(
-    environment: dict[str, str], seen: list[int], tmp_path: Path
+    environment: dict[str, str], seen: int, tmp_path: Path
 ) -> None:
-    assert run(ARENA_COUNT, tmp_path / "info.xml", **environment) == seen
+    assert run(ARENA_COUNT, tmp_path / "info.xml", **environment) == [seen]
 
 
 def test_freed_memory_between_living_pieces_goes_back() -> None:

@@ -8,7 +8,7 @@ import pytest
 from fakes import PROMPT_TOKENS, ScriptedEmbedder, ScriptedEngine
 from pydantic import SecretStr
 
-from dbgpt_guanaco.errors import ConfigurationError, QuotaExceededError
+from dbgpt_guanaco.errors import ConfigurationError, EngineBusyError, QuotaExceededError
 from dbgpt_guanaco.server.app import create_app
 from dbgpt_guanaco.server.keys import check_access
 from dbgpt_guanaco.server.quotas import Quota
@@ -41,6 +41,9 @@ class House:
     ) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return await self._client.post(path, json=body, headers=headers)
+
+    async def get(self, path: str) -> httpx.Response:
+        return await self._client.get(path, headers={"Authorization": f"Bearer {ADMIN}"})
 
 
 async def test_a_key_has_so_many_requests_running() -> None:
@@ -80,9 +83,10 @@ async def test_each_answer_of_a_request_has_a_place(path: str, body: Any) -> Non
         async with asyncio.timeout(5):
             while len(engine.generations) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0)
-        refused = await house.post(ANN, path, body)
+            refused = await house.post(ANN, path, body)
         assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
-        assert engine.generations[2].cancelled.is_set(), "its first answer had the last place"
+        assert "may have 3 answers running; 2 run, and 2 more" in refused.text
+        assert len(engine.generations) == 2, "none of it was begun"
         for generation in engine.generations:
             generation.cancel()
         assert (await running).status_code == 200
@@ -90,19 +94,30 @@ async def test_each_answer_of_a_request_has_a_place(path: str, body: Any) -> Non
         never = await house.post(ANN, body=CHAT | {"n": 4})
         assert never.status_code == 400
         assert never.json()["error"]["param"] == "n"
+    metrics = (await house.get("/metrics")).text
+    assert 'guanaco_request_refusals_total{cause="running",model_name=""} 2.0' in metrics
 
 
 async def test_who_leaves_before_an_answer_pays_for_the_prompt() -> None:
     engine = ScriptedEngine(endless=True)
     house = House(engine, key_tokens_per_minute=PROMPT_TOKENS)
     leaver = asyncio.create_task(house.post(ANN, "/generate", {"prompt": "Hello"}))
-    while not engine.generations:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    leaver.cancel()
-    await asyncio.wait([leaver])
-
-    async with asyncio.timeout(5):  # let in, it would wait for ever
+    async with asyncio.timeout(5):  # let in, the second would wait for ever
+        while not (engine.generations and engine.generations[0].was_read):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        leaver.cancel()
+        await asyncio.wait([leaver])
         assert (await house.post(ANN)).status_code == 429
+
+
+async def test_who_is_refused_pays_for_nothing() -> None:
+    engine = ScriptedEngine("Hi", refuse=EngineBusyError(1, 1), refuse_after=1)
+    house = House(engine, key_tokens_per_minute=1)
+
+    for _ in range(2):  # the first of two answers had been accepted
+        engine.requests.clear()
+        refused = await house.post(ANN, body=CHAT | {"n": 2})
+        assert (refused.status_code, "server is busy" in refused.text) == (429, True)
 
 
 async def test_a_place_is_given_back_however_a_request_ends() -> None:
