@@ -206,11 +206,12 @@ class BatchingEngine:
             self._problem = FAILED  # strangers read this, and not what a library says
             logger.exception("the engine's thread died")
         finally:
+            waiting = self._admission.close()  # first: whoever waits for it to be warm looks here
             self._is_warm.set()
-            self._watchdog.close()
             stopped = EngineStoppedError(*([self._problem] if self._problem else []))
-            post_all((generation, stopped) for generation in self._admission.close())
+            post_all((generation, stopped) for generation in waiting)
             self._readout.end_all(self._machinery.scheduler.sequences, stopped)
+            self._watchdog.close()
 
     def _admit(self) -> None:
         scheduler = self._machinery.scheduler

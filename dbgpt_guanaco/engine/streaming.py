@@ -209,11 +209,12 @@ class StreamingEngine:
             self._failure = error
             logger.exception("the engine's thread died")
         finally:
+            waiting = self._admission.close()  # first: whoever waits for it to be warm looks here
             self._is_warm.set()
-            self._watchdog.close()
-            for generation in [*self._admission.close(), *(t.generation for t in turns)]:
+            for generation in [*waiting, *(t.generation for t in turns)]:
                 self._admission.leave(generation)
                 generation.post(self._stopped())
+            self._watchdog.close()
 
     def _stopped(self) -> EngineStoppedError:
         if self._failure:

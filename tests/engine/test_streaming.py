@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from tiny import tiny_loaded, tiny_model
 
 from dbgpt_guanaco.engine import streaming
 from dbgpt_guanaco.engine.streaming import StreamingEngine
+from dbgpt_guanaco.engine.watchdog import Watchdog
 from dbgpt_guanaco.errors import EngineStoppedError, GenerationFailedError, OutOfMemoryError
 from dbgpt_guanaco.settings import EngineSettings
 from dbgpt_guanaco.types import GenerationRequest, SamplingParams
@@ -65,7 +67,16 @@ async def test_a_long_prompt_is_computed_in_chunks_between_the_others(
     engine.close()
 
 
-async def test_a_model_that_cannot_compute_is_told_at_once(llama_tokenizer: Any) -> None:
+async def test_a_model_that_cannot_compute_is_told_at_once(
+    llama_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Watchdog.close
+
+    def close_slowly(watchdog: Watchdog) -> None:
+        time.sleep(0.2)
+        close(watchdog)
+
+    monkeypatch.setattr(Watchdog, "close", close_slowly)
     model = tiny_model(len(llama_tokenizer))
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(3, 5))
     engine = StreamingEngine(tiny_loaded(llama_tokenizer, model=model), EngineSettings())
