@@ -36,45 +36,40 @@ def recorded_family(*folders: Path | None) -> str | None:
 
 
 def refuse_other_base(lora: Path, base: Path) -> None:
-    """Refuse a LoRA whose card names another base than the one it is to be laid on.
+    """Refuse what ``check_base`` refuses, and log what it doubts.
+
+    Raises:
+        ModelLoadError: As there.
+    """
+    if other := check_base(lora, base):
+        logger.warning("the LoRA in %s says that it is for %r, not %s", lora, other, base)
+
+
+def check_base(lora: Path, base: Path) -> str | None:
+    """Hold a LoRA's card against the base that it is to be laid on.
 
     The base may lie elsewhere, be called otherwise or be quantized by this package's command.
-    Where its weights cannot be told, as of somebody else's quantized model, nothing is refused;
-    what speaks against it is logged.
+    Where its weights cannot be told, as of somebody else's quantized model, nothing is refused.
+
+    Returns:
+        Without a card, the base that the LoRA's configuration names, where no folder's name in the
+        path of this one is the same, nor what it was quantized from.
 
     Raises:
         ModelLoadError: It is another, or a file is damaged.
     """
-    if other := unproven_base(lora, base):
-        logger.warning("the LoRA in %s says that it is for %r, not %s", lora, other, base)
     trained_on = _trained_on(lora)
     wanted = trained_on.get("fingerprint")
-    found = base_fingerprint(base) if wanted else None
+    if not wanted:
+        return _other_name(lora, base)
+    found = base_fingerprint(base)
     if found is not None and found != wanted:
         raise ModelLoadError(
             f"the LoRA in {lora} was trained on {trained_on.get('name', 'another base')}, and "
             f"{base} holds other weights (fingerprints {str(wanted)[:12]} and {found[:12]}); name "
             f"its own base, or remove {lora / TRAINING} if you mean it"
         )
-
-
-def unproven_base(lora: Path, base: Path) -> str | None:
-    """Return the base that a LoRA's configuration names, where nothing says that it is this one.
-
-    Neither a card's fingerprint does, nor a folder's name in the path of the base, nor the name
-    of what it was quantized from.
-
-    Raises:
-        ModelLoadError: A file is damaged.
-    """
-    named = read_json(lora / "adapter_config.json").get("base_model_name_or_path")
-    if not named or _trained_on(lora).get("fingerprint"):
-        return None
-    names = [part.rpartition("--")[2] for part in base.parts]  # the hub's cache: models--org--name
-    if (base / QUANTIZE).is_file():
-        names.append(str(read_json(base / QUANTIZE).get("source")))
-    is_known = Path(str(named)).name.lower() in map(str.lower, names)
-    return None if is_known else str(named)
+    return None
 
 
 def refuse_lost_lora(folder: Path, kind: Quantization) -> None:
@@ -110,6 +105,15 @@ def base_fingerprint(folder: Path) -> str | None:
     if read_json(folder / "config.json").get("quantization_config"):
         return None
     return fingerprint(weight_files(folder))
+
+
+def _other_name(lora: Path, base: Path) -> str | None:
+    named = read_json(lora / "adapter_config.json").get("base_model_name_or_path")
+    names = [part.rpartition("--")[2] for part in base.parts]  # the hub's cache: models--org--name
+    if (base / QUANTIZE).is_file():
+        names.append(str(read_json(base / QUANTIZE).get("source")))
+    is_known = not named or Path(str(named)).name.lower() in map(str.lower, names)
+    return None if is_known else str(named)
 
 
 def _trained_on(lora: Path) -> dict[str, Any]:

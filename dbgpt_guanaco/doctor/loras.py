@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dbgpt_guanaco.adapters.cards import refuse_other_base, unproven_base
+from dbgpt_guanaco.adapters.cards import check_base
 from dbgpt_guanaco.adapters.lora import check_fit
 from dbgpt_guanaco.adapters.resolve import find_lora
 from dbgpt_guanaco.checkpoints.layout import meta_model
@@ -28,9 +28,9 @@ def loras(setup: Setup) -> Finding:
     for name, folder in folders:
         try:
             where = folder or find_lora(dict(named)[name], settings.model, may_fetch=False)
-            refuse_other_base(where, base_folder)
+            other = check_base(where, base_folder)
             told.append(f"{name}: {check_fit(where, base)} pairs fit")
-            if other := unproven_base(where, base_folder):
+            if other:
                 doubts.append(f"{name}: it was made for {other!r}, so its folder says")
         except GuanacoError as error:
             problems.append(f"{name}: {error}")

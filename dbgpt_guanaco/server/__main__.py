@@ -51,7 +51,7 @@ def main() -> int:
     try:
         settings = load_settings()
         set_up_logging(settings.server.log_level, console, settings.observation.log_format)
-        heap.share_arenas(os.environ)
+        heap.share_arenas()
         listener = _bind(settings.server.host, settings.server.port)
         with listener:
             return _serve(settings, listener, console)

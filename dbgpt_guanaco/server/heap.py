@@ -7,21 +7,19 @@ one, and what loading a model freed stays resident to the end. See mallopt(3) an
 
 import ctypes
 import os
-from collections.abc import Mapping
 
 _M_ARENA_MAX = -8  # malloc.h
 # The process's first and one more; threads are spread over both.
 ARENAS = 2
 
 
-def share_arenas(environment: Mapping[str, str]) -> None:
+def share_arenas() -> None:
     """Let threads share arenas, unless somebody has said how many there may be.
 
     Has to come before threads allocate.
     """
-    is_said = "MALLOC_ARENA_MAX" in environment or "arena_max" in environment.get(
-        "GLIBC_TUNABLES", ""
-    )
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    is_said = "MALLOC_ARENA_MAX" in os.environ or "arena_max" in tunables
     if not is_said and (mallopt := _glibc("mallopt")):
         mallopt(_M_ARENA_MAX, ARENAS)
 

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(
 )
 THREADS = 8
 ARENA_COUNT = f"""
-import ctypes, json, os, sys, threading
+import ctypes, json, sys, threading
 from dbgpt_guanaco.server import heap
 
-heap.share_arenas(os.environ)
+heap.share_arenas()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
 together = threading.Barrier({THREADS})
